@@ -1,0 +1,90 @@
+"""Keep every address of the repository in step with `user`, `repo` and `branch` in settings.ini.
+
+Usage: python tools/owner.py [--check]      rewrite in place, or only name the files that are out of step
+Each numbered notebook gets its Colab badge and its hidden Colab set-up cell behind the title, which stands in a cell of
+its own; links to the repository and its site get the owner's name in every notebook and in the site's configuration.
+"""
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from execnb.nbio import mk_cell, nb2str, read_nb
+from nbdev.config import get_config
+
+BADGE, SETUP, INTRO = "badge", "colab-setup", "introduction"  # ids of cells
+TITLE = re.compile(r"(# [^\n]*(?:\n+> [^\n]*)?)\s*(.*)", re.S)  # title and subtitle, one line each, and what is below
+BADGE_SOURCE = (
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/{file})"
+)
+# No import: a docs build executes every cell that holds one. What Colab loads at its start stays, its torch above all.
+SETUP_SOURCE = """\
+#| hide
+if "google.colab" in str(get_ipython()):
+    get_ipython().system("pip list --format=freeze | grep -E '^(torch|numpy|pandas)' > colab.txt")
+    get_ipython().system("pip install -q -c colab.txt git+https://github.com/{user}/{repo}@{branch}")"""
+
+
+def addresses(
+    text: str,  # Any text
+    cfg,  # nbdev's configuration
+) -> str:  # The text with this repository's addresses under its owner
+    "Put the owner's name into links to the repository, its raw files, its Colab pages and its site."
+    repo = re.escape(cfg.repo)
+    text = re.sub(rf"(github(?:usercontent)?\.com/|com/github/)[\w.-]+/{repo}\b", rf"\g<1>{cfg.user}/{cfg.repo}", text)
+    return re.sub(rf"https://[\w.-]+\.github\.io/{repo}\b", cfg.doc_host + cfg.doc_baseurl, text)
+
+
+def with_head(
+    cells: list,  # A notebook's cells
+    path: Path,  # The notebook
+    cfg,  # nbdev's configuration
+) -> list:  # The cells: title and subtitle, in a numbered notebook badge and set-up cell, then all others
+    "Put the head in order. What the title's cell holds below the subtitle, nbdev drops: that gets a cell of its own."
+    rest = [cell for cell in cells if cell.get("id") not in (BADGE, SETUP)]
+    i = next((i for i, cell in enumerate(rest) if cell.source.startswith("# ")), None)
+    if i is None:
+        sys.exit(f"{path.name}: no cell begins with '# TITLE'; give it one, with the '> subtitle' below")
+    names = {"user": cfg.user, "repo": cfg.repo, "branch": cfg.branch, "file": path.name}
+    badge = mk_cell(BADGE_SOURCE.format(**names), "markdown", id=BADGE)
+    setup = mk_cell(SETUP_SOURCE.format(**names), "code", id=SETUP)
+    setup.execution_count = None
+    head = [badge, setup] if path.name[0].isdigit() else []
+    rest[i].source, below = TITLE.fullmatch(rest[i].source).groups()
+    if below:
+        head.append(mk_cell(below, "markdown", id=INTRO))
+    return rest[: i + 1] + head + rest[i + 1 :]
+
+
+def notebook(
+    path: Path,  # A notebook
+    cfg,  # nbdev's configuration
+) -> str:  # Its text, in step
+    "The notebook as it should be."
+    nb = read_nb(path)
+    nb.cells = with_head(nb.cells, path, cfg)
+    for cell in nb.cells:
+        cell.source = addresses(cell.source, cfg)
+    return nb2str(nb)
+
+
+def main() -> int:
+    "Rewrite what is out of step, or name it."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when anything would change")
+    check = parser.parse_args().check
+    cfg = get_config()
+    wanted = {path: notebook(path, cfg) for path in sorted(cfg.nbs_path.glob("*.ipynb"))}
+    for path in (cfg.config_path / "_quarto.yml", cfg.nbs_path / "nbdev.yml"):
+        wanted[path] = addresses(path.read_text(encoding="utf-8"), cfg)
+    stale = {path: text for path, text in wanted.items() if path.read_text(encoding="utf-8") != text}
+    for path, text in stale.items():
+        print(path.relative_to(cfg.config_path), "is out of step: run tools/owner.py" if check else "rewritten")
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
