@@ -125,7 +125,7 @@ def short_name(
 
 def paths(
     base: str = TINYLLAMA, # The base model: a hub id, a folder, or `tiny`
-    root: str = None, # The workspace (see `workspace`)
+    root: str = None, # The workspace (see workspace)
     k: int = QUICK_K, # Number of evaluated titles
 ) -> Paths:
     "The artefacts of `base` in a workspace, under the recipe's names."
@@ -205,7 +205,7 @@ def versions() -> dict: # Name to version, of what is installed
 # %% ../nbs/00_core.ipynb #d70b33ec
 def write_manifest(
     folder: Path, # The artefact's folder
-    stage: str, # The stage that writes it: `prepare`, `train`, `merge` or `evaluate`
+    stage: str, # The stage that writes it: prepare, train, merge or evaluate
     **facts, # What the stage wants remembered: arguments, counts, hashes (JSON values)
 ) -> dict: # The manifest
     "Write an artefact's manifest."
@@ -243,7 +243,7 @@ def digest(
 
 # %% ../nbs/00_core.ipynb #2110293c
 def load_prepared(
-    root: str = None, # The workspace (see `workspace`)
+    root: str = None, # The workspace (see workspace)
 ) -> tuple: # A `DatasetDict` of train, validation and test, and its manifest
     "The prepared dataset of a workspace; raises `UserError` if it is missing or made for another prompt."
     from datasets import load_from_disk
@@ -417,12 +417,12 @@ class Prediction(NamedTuple):
 
 # %% ../nbs/00_core.ipynb #0d0942bc
 def generate(
-    model, # From `load_model`
-    tokenizer, # From `load_tokenizer`
-    chats: list, # Unanswered chats, from `chat`
+    model, # From load_model
+    tokenizer, # From load_tokenizer
+    chats: list, # Unanswered chats, from chat
     max_new_tokens: int = 256, # Cap on a completion's length, in tokens; it holds three of four descriptions whole
     batch_size: int = 48, # Prompts at a time; larger ones gain little on a CPU or on a T4
-) -> list: # One `Prediction` a chat, in the order given
+) -> list: # One Prediction a chat, in the order given
     "Greedy completions."
     import torch
     from tqdm.auto import tqdm

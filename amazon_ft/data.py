@@ -374,7 +374,7 @@ def file_rows(
 
 # %% ../nbs/01_prepare_dataset.ipynb #d059
 def read_rows(
-    files: list, # From `find_files`
+    files: list, # From find_files
     tally: Tally, # Every line is counted here
     columns: tuple = ("title", "content"), # Names of the title and content columns
     encoding: str = "utf-8", # Of JSON and CSV
@@ -449,7 +449,7 @@ class Sampler:
         ordered = np.sort(np.frombuffer(self.priorities, np.uint64))
         return min(1, len(ordered)) + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
 
-    def result(self) -> list: # `Record`s
+    def result(self) -> list: # Records
         "The sample, by rising priority; the sampler is empty afterwards."
         keys = sorted(self.rows)
         return [_text(self.rows.pop(key)) for key in (keys if self.k < 0 else keys[:self.k])]
@@ -591,7 +591,7 @@ class Dealt(NamedTuple):
 
 # %% ../nbs/01_prepare_dataset.ipynb #d115
 def deal(
-    records: list, # From `Sampler.result`, by rising priority; emptied on the way
+    records: list, # From Sampler.result, by rising priority; emptied on the way
     sizes: dict, # Rows wanted of each split, in this order; -1 takes all
     cleaning: bool, # Whether to apply the rules
     dropped: Counter, # Rows not used are counted here by reason
@@ -639,7 +639,7 @@ def row_of(
 
 # %% ../nbs/01_prepare_dataset.ipynb #d123
 def save_splits(
-    pieces, # From `deal`
+    pieces, # From deal
     folder: Path, # Where `datasets.load_from_disk` will find the splits
     question: str, # What the shopper asks
 ) -> Counter: # Rows that each cleaning rule changed
@@ -701,7 +701,7 @@ def _is_near(one, sets, owners):
 # %% ../nbs/01_prepare_dataset.ipynb #d129
 def audit(
     dataset, # The `DatasetDict` as written
-    counts: dict, # From `prepare`
+    counts: dict, # From prepare
 ) -> dict: # Every value should be 0
     "What is wrong with a prepared dataset: lines unaccounted for, and texts that two splits share."
     used = counts["distinct"] + counts["repeated"] + sum(counts["skipped"].values()) + sum(counts["bad"].values())
@@ -732,8 +732,8 @@ RULES_VERSION = 1
 
 # %% ../nbs/01_prepare_dataset.ipynb #d133
 def request_of(
-    files: list, # From `find_files`
-    **arguments, # Of `prepare`, those that the result depends on
+    files: list, # From find_files
+    **arguments, # Of prepare, those that the result depends on
 ) -> dict:
     "All that a prepared dataset depends on."
     stats = [(file, file.stat()) for file in files]
@@ -743,7 +743,7 @@ def request_of(
 # %% ../nbs/01_prepare_dataset.ipynb #d134
 def find_prepared(
     folder: Path, # Where the dataset would be
-    request: dict, # From `request_of`
+    request: dict, # From request_of
 ) -> dict: # Its manifest, or `None`
     "The dataset that was asked for, if it is there and whole."
     if not folder.exists():
@@ -761,7 +761,7 @@ def data_digest(
 
 # %% ../nbs/01_prepare_dataset.ipynb #d137
 def read_sample(
-    files: list, # From `find_files`
+    files: list, # From find_files
     k: int, # Rows to keep; -1 keeps all
     seed: int, # Of the priorities
     columns: tuple, # Names of the title and content columns
@@ -791,16 +791,16 @@ def check_tally(
 # %% ../nbs/01_prepare_dataset.ipynb #d139
 class Read(NamedTuple):
     "What one pass over the source gave."
-    pieces: list # Of `Dealt`, or a generator of them if all rows are taken
+    pieces: list # Of Dealt, or a generator of them if all rows are taken
     counts: dict # Lines and rows by what became of them
     left: list # Sampled rows that no piece holds; complete, as `dropped`, once the pieces are used up
-    dropped: Counter # Rows that `deal` left out, by reason
+    dropped: Counter # Rows that deal left out, by reason
     examples: list # The first bad lines
 
 # %% ../nbs/01_prepare_dataset.ipynb #d140
 def read_pieces(
-    files: list, # From `find_files`
-    wish: dict, # Arguments of `prepare`
+    files: list, # From find_files
+    wish: dict, # Arguments of prepare
     k: int, # Rows to sample; -1 takes all
 ) -> Read:
     "Read, sample, clean and deal."
@@ -816,8 +816,8 @@ def read_pieces(
 
 # %% ../nbs/01_prepare_dataset.ipynb #d141
 def read_enough(
-    files: list, # From `find_files`
-    wish: dict, # Arguments of `prepare`
+    files: list, # From find_files
+    wish: dict, # Arguments of prepare
 ) -> Read:
     "`read_pieces` with as large a sample as it takes."
     wanted = wish["n_test"] + wish["n_valid"] + wish["n_train"]
@@ -833,8 +833,8 @@ def read_enough(
 # %% ../nbs/01_prepare_dataset.ipynb #d142
 def build(
     folder: Path, # An empty folder to fill
-    files: list, # From `find_files`
-    request: dict, # From `request_of`
+    files: list, # From find_files
+    request: dict, # From request_of
 ) -> dict: # The manifest
     "Read, deal, write and audit."
     from datasets import load_from_disk
@@ -941,7 +941,7 @@ ARCHIVE_ID, ARCHIVE_BYTES = "12zH4mL2RX8iSvH0VCNnd3QxO4DzuHWnK", 889_969_656
 # %% ../nbs/01_prepare_dataset.ipynb #d187
 def download(
     dest: str = "LF-Amazon-1.3M.raw.zip", # Where to put the archive of 890 MB
-) -> Path: # The archive, for `prepare`
+) -> Path: # The archive, for prepare
     "Fetch the original archive of AmazonTitles-1.3MM, or resume fetching it; raises `UserError` if that fails."
     dest = Path(dest).expanduser()
     if not (dest.exists() and dest.stat().st_size == ARCHIVE_BYTES):

@@ -12,6 +12,7 @@ import shutil
 import sys
 from functools import lru_cache
 from pathlib import Path
+from textwrap import fill
 from time import perf_counter
 
 from .core import *
@@ -21,10 +22,10 @@ from .train import train
 
 # %% ../nbs/04_demo_inference.ipynb #4a4d8ca2
 def ensure(
-    upto: str, # The last stage whose artefact is needed: `prepare`, `train` or `merge`
+    upto: str, # The last stage whose artefact is needed: prepare, train or merge
     base: str = "tiny", # The base model: a hub id, a folder, or `tiny`
     source: str = "sample", # The catalogue: a file, or `sample`
-    root: str = None, # The workspace (see `workspace`)
+    root: str = None, # The workspace (see workspace)
 ):
     "Run the stages up to `upto` whose artefacts are missing."
     where = paths(base, root)
@@ -61,7 +62,7 @@ def before_after(
     title: str, # A product's title
     question: str = QUESTION, # What the shopper asks
     base: str = TINYLLAMA, # The base model: a hub id, a folder, or `tiny`
-    root: str = None, # The workspace (see `workspace`)
+    root: str = None, # The workspace (see workspace)
 ) -> dict: # The descriptions by `base` and by the merged model, `tuned`
     "What the model writes for a title before and after training."
     where = paths(base, root)
@@ -78,8 +79,8 @@ def demo(
     "Show what the model writes for a title, before and after training."
     titles = [title] if title else iter(lambda: input("Title (empty line to end): ").strip(), "")
     for each in titles:
-        answers = before_after(each, question, base, root)
-        print(f"\nbefore: {answers['base']}\n\nafter:  {answers['tuned']}\n")
+        for name, text in before_after(each, question, base, root).items():
+            print(f"\n{name}:\n{fill(text, width=88)}")
 
 # %% ../nbs/04_demo_inference.ipynb #7d4a7a91
 amazon_ft_demo = command(demo)
@@ -167,9 +168,10 @@ def quickstart(
     merge(base, root)
     metrics = evaluate(base, root, k)
     where = paths(base, root, metrics["k"])
-    for example in pd.read_csv(where.side_by_side).head(3).itertuples():
-        print(f"\n{example.title}\n  reference: {example.reference}\n  base:      {example.base}\n"
-              f"  tuned:     {example.tuned}")
+    for example in pd.read_csv(where.side_by_side, keep_default_na=False).head(3).itertuples():
+        print(f"\n{example.title}")
+        for name in ("reference", "base", "tuned"):
+            print(fill(f"  {name:10} {getattr(example, name)}", width=100, subsequent_indent=" " * 13))
     print(f"\nquickstart: {perf_counter() - start:.0f} s on {hardware()}; everything is under {where.root}")
     return metrics
 

@@ -41,8 +41,8 @@ def fidelity(
 
 # %% ../nbs/03_merge_and_eval.ipynb #a7facac0
 def row_logits(
-    model, # From `load_model`
-    tokenizer, # From `load_tokenizer`
+    model, # From load_model
+    tokenizer, # From load_tokenizer
     rows, # Prepared rows
 ):
     "A model's predictions at all positions of all rows, on the CPU: a tensor, positions x vocabulary, float32."
@@ -203,7 +203,7 @@ def predict(
     rows, # Prepared rows
     chat_template: str, # The template that the model was trained with
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
-) -> list: # One `Prediction` a row
+) -> list: # One Prediction a row
     "What a model writes for prepared rows; raises `UserError` if its chat template is another one."
     tokenizer = load_tokenizer(model)
     if tokenizer.chat_template != chat_template:
@@ -225,20 +225,21 @@ def _write_results(where, table, metrics):
     return metrics
 
 def results_table(
-    metrics: dict, # From `evaluate`, or read from the metrics file
+    metrics: dict, # From evaluate, or read from the metrics file
 ):
-    "A table of systems and scores, for people."
+    "A table of systems and their ROUGE-1 and ROUGE-L, for people."
     import pandas as pd
     cell = "{mean:.3f} [{low:.3f}, {high:.3f}]".format_map
     rows = metrics["systems"] | {"gain, tuned over base": metrics["gain"]}
-    return pd.DataFrame({name: {m: cell(value) for m, value in scores.items()} for name, scores in rows.items()}).T
+    shown = {name: {m: cell(scores[m]) for m in ("rouge1", "rougeL")} for name, scores in rows.items()}
+    return pd.DataFrame(shown).T
 
 # %% ../nbs/03_merge_and_eval.ipynb #9953bb8f
 amazon_ft_eval = command(evaluate)
 
 # %% ../nbs/03_merge_and_eval.ipynb #e6448e11
 def plot_systems(
-    metrics: dict, # From `evaluate`
+    metrics: dict, # From evaluate
     rouge: str = "rouge1", # Which score
     ax=None, # Matplotlib axes to draw on
 ):

@@ -17,7 +17,7 @@ from .core import *
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #f45d9f1f
 def encode(
     rows, # Prepared rows: a `Dataset`, or a dict of lists with `prompt` and `completion`
-    tokenizer, # From `load_tokenizer`
+    tokenizer, # From load_tokenizer
     max_length: int = 512, # Longer rows are cut here, in tokens; a cut row has no EOS
 ) -> dict: # `input_ids` and `labels`, a list for each row
     "Tokenised rows, with labels on the completion and its EOS alone."
@@ -80,12 +80,12 @@ def sft_config(
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #ac6b3c1b
 @known_noise()
 def build_trainer(
-    model, # The base in four bits, from `load_model`
-    tokenizer, # From `load_tokenizer`
+    model, # The base in four bits, from load_model
+    tokenizer, # From load_tokenizer
     train_rows, # Encoded training rows, a `Dataset` of `input_ids` and `labels`
     valid_rows, # Encoded validation rows, likewise
-    lora, # From `lora_config`
-    config, # From `sft_config`
+    lora, # From lora_config
+    config, # From sft_config
 ):
     "TRL's `SFTTrainer` with the adapter in float32 and checkpoints that say when they are whole."
     import torch

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERYWHERE = ("/dev/null", "/usr/bin/env", "/content")  # Colab's own folder stands in every Colab notebook
+EVERYWHERE = ("/dev/null", "/proc/", "/usr/bin/env", "/content")  # any Linux; Colab's own folder
 
 
 def pattern() -> re.Pattern:
