@@ -123,6 +123,7 @@ def short_name(
     "What a base model is called in file names."
     return re.sub(r"[^a-z0-9.]+", "_", Path(base).name.lower()).strip("_.")
 
+# %% ../nbs/00_core.ipynb #528c5892
 def paths(
     base: str = TINYLLAMA, # The base model: a hub id, a folder, or `tiny`
     root: str = None, # The workspace (see workspace)
@@ -214,6 +215,7 @@ def write_manifest(
     atomic_write(Path(folder) / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
+# %% ../nbs/00_core.ipynb #d52938a7
 def read_manifest(
     folder: Path, # An artefact's folder
     stage: str, # The stage that must have written it
@@ -263,6 +265,7 @@ def hardware_precision() -> str: # `bf16`, `fp16` or `fp32`
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
 
+# %% ../nbs/00_core.ipynb #309bee34
 def torch_dtype(
     name: str, # `bf16`, `fp16` or `fp32`
 ):
@@ -332,6 +335,7 @@ def locate(
         raise UserError(f"{base}: no config.json there; give a model's folder, a hub id such as {TINYLLAMA}, or tiny")
     return str(folder) if looks_local else base
 
+# %% ../nbs/00_core.ipynb #412cb77f
 def recommended(
     base: str, # A hub id, a folder, or `tiny`
 ) -> dict: # For instance `{"learning_rate": 0.005}`; empty if the base recommends nothing

@@ -262,18 +262,18 @@ def csv_rows(
     "Batches of rows of a CSV file whose first line names the columns."
     csv.field_size_limit(MAX_LINE)
     row = record_type(*columns)
-    text = io.TextIOWrapper(stream, "utf-8-sig" if is_utf8(encoding) else encoding, "surrogateescape", newline="")
-    header = text.readline()
-    delimiter = max(",;\t|", key=header.count)
-    names = next(csv.reader([header], delimiter=delimiter), [])
-    check_columns(name, columns, names)
-    places = [names.index(column) for column in columns]
-    places += [names.index("uid")] if "uid" in names else []
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    while batch := list(_csv_batch(reader, len(names), places, name, tally)):
-        yield [row(*fields) for fields in batch if fields]
+    encoding = "utf-8-sig" if is_utf8(encoding) else encoding
+    with io.TextIOWrapper(stream, encoding, "surrogateescape", newline="") as text:
+        header = text.readline()
+        delimiter = max(",;\t|", key=header.count)
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        check_columns(name, columns, names)
+        places = [names.index(column) for column in columns]
+        places += [names.index("uid")] if "uid" in names else []
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        while batch := list(_csv_batch(reader, len(names), places, name, tally)):
+            yield [row(*fields) for fields in batch if fields]
 
-# %% ../nbs/01_prepare_dataset.ipynb #d047
 def _csv_batch(reader, width, places, name, tally, size=1000):
     "The wanted fields of the next records; `None` for one that is blank or bad."
     for _ in range(size):
@@ -889,7 +889,7 @@ def prepare(
 ) -> dict: # The manifest
     "Prepare a dataset for training: sample, clean and split a catalogue of products."
     arguments = {name: value for name, value in locals().items() if name != "root"}
-    check_arguments(n_train, n_valid, n_test, max_bad, encoding)
+    check_arguments(arguments)
     files, folder = find_files(source), paths(root=root).prepared
     request = request_of(files, **arguments)
     with stage_lock(workspace(root), create=True), disk_full_is_an_error(folder):
@@ -905,22 +905,20 @@ amazon_ft_prepare = command(prepare)
 
 # %% ../nbs/01_prepare_dataset.ipynb #d145
 def check_arguments(
-    n_train: int,
-    n_valid: int,
-    n_test: int,
-    max_bad: float,
-    encoding: str,
+    wish: dict, # Arguments of prepare
 ):
-    "Raise `UserError` for arguments of `prepare` that make no sense."
-    for name, n, least in (("n_train", n_train, -1), ("n_valid", n_valid, 0), ("n_test", n_test, 0)):
-        if n < least:
-            raise UserError(f"--{name} {n}: give a number of rows" + (", or -1 for all" if least else ""))
-    if not 0 <= max_bad <= 1:
-        raise UserError(f"--max_bad {max_bad}: give a share between 0 and 1")
+    "Raise `UserError` for arguments that make no sense."
+    for name, least in (("n_train", -1), ("n_valid", 0), ("n_test", 0)):
+        if wish[name] < least:
+            raise UserError(f"--{name} {wish[name]}: give a number of rows" + (", or -1 for all" if least else ""))
+    if not 0 <= wish["max_bad"] <= 1:
+        raise UserError(f"--max_bad {wish['max_bad']}: give a share between 0 and 1")
+    if wish["title_column"] == wish["content_column"]:
+        raise UserError(f"--title_column and --content_column are both {wish['title_column']!r}; name two columns")
     try:
-        "".encode(encoding)
+        "".encode(wish["encoding"])
     except LookupError as error:
-        raise UserError(f"--encoding {encoding}: unknown; try utf-8, cp1252 or latin-1") from error
+        raise UserError(f"--encoding {wish['encoding']}: unknown; try utf-8, cp1252 or latin-1") from error
 
 # %% ../nbs/01_prepare_dataset.ipynb #d146
 @contextmanager

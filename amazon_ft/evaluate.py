@@ -176,6 +176,20 @@ def evaluate(
         return _evaluate(base, where, rows, prepared["arguments"]["question"], merged, max_new_tokens, seed)
 
 # %% ../nbs/03_merge_and_eval.ipynb #0abf14a1
+def predict(
+    model: str, # A hub id, a folder, or `tiny`
+    rows, # Prepared rows
+    chat_template: str, # The template that the model was trained with
+    max_new_tokens: int = 256, # Cap on a description's length, in tokens
+) -> list: # One Prediction a row
+    "What a model writes for prepared rows; raises `UserError` if its chat template is another one."
+    tokenizer = load_tokenizer(model)
+    if tokenizer.chat_template != chat_template:
+        raise UserError(f"{model} has another chat template than the adapter was trained with; train again")
+    compute = "fp32" if hardware_precision() == "fp32" else "fp16"
+    return generate(load_model(model, compute), tokenizer, list(rows["prompt"]), max_new_tokens)
+
+# %% ../nbs/03_merge_and_eval.ipynb #c9363dd6
 def _evaluate(base, where, rows, question, merged, max_new_tokens, seed):
     "`evaluate` after its checks."
     import pandas as pd
@@ -198,20 +212,18 @@ def _evaluate(base, where, rows, question, merged, max_new_tokens, seed):
         merged=merged, hardware=hardware(), versions=versions())
     return _write_results(paths(base, where.root, len(rows)), table, metrics)
 
-def predict(
-    model: str, # A hub id, a folder, or `tiny`
-    rows, # Prepared rows
-    chat_template: str, # The template that the model was trained with
-    max_new_tokens: int = 256, # Cap on a description's length, in tokens
-) -> list: # One Prediction a row
-    "What a model writes for prepared rows; raises `UserError` if its chat template is another one."
-    tokenizer = load_tokenizer(model)
-    if tokenizer.chat_template != chat_template:
-        raise UserError(f"{model} has another chat template than the adapter was trained with; train again")
-    compute = "fp32" if hardware_precision() == "fp32" else "fp16"
-    return generate(load_model(model, compute), tokenizer, list(rows["prompt"]), max_new_tokens)
+# %% ../nbs/03_merge_and_eval.ipynb #4bd3263c
+def results_table(
+    metrics: dict, # From evaluate, or read from the metrics file
+):
+    "A table of systems and their ROUGE-1 and ROUGE-L, for people."
+    import pandas as pd
+    cell = "{mean:.3f} [{low:.3f}, {high:.3f}]".format_map
+    rows = metrics["systems"] | {"gain, tuned over base": metrics["gain"]}
+    shown = {name: {m: cell(scores[m]) for m in ("rouge1", "rougeL")} for name, scores in rows.items()}
+    return pd.DataFrame(shown).T
 
-# %% ../nbs/03_merge_and_eval.ipynb #c9363dd6
+# %% ../nbs/03_merge_and_eval.ipynb #203d22ca
 def _write_results(where, table, metrics):
     "Write the recipe's three files and say what they hold."
     gain = (table["tuned_rougeL"] - table["base_rougeL"]).rename("gain_rougeL")
@@ -223,16 +235,6 @@ def _write_results(where, table, metrics):
     print(results_table(metrics).to_string())
     print(f"evaluate: wrote {where.side_by_side}, {where.metrics.name} and {where.improved.name} ({len(improved)} rows)")
     return metrics
-
-def results_table(
-    metrics: dict, # From evaluate, or read from the metrics file
-):
-    "A table of systems and their ROUGE-1 and ROUGE-L, for people."
-    import pandas as pd
-    cell = "{mean:.3f} [{low:.3f}, {high:.3f}]".format_map
-    rows = metrics["systems"] | {"gain, tuned over base": metrics["gain"]}
-    shown = {name: {m: cell(scores[m]) for m in ("rouge1", "rougeL")} for name, scores in rows.items()}
-    return pd.DataFrame(shown).T
 
 # %% ../nbs/03_merge_and_eval.ipynb #9953bb8f
 amazon_ft_eval = command(evaluate)

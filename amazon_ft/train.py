@@ -254,7 +254,8 @@ def _encode_split(rows, split, tokenizer, max_length):
 def _save_adapter(trainer, tokenizer, where, plan):
     "Write log, plot and adapter; returns the adapter's manifest."
     log = _write_log(where.run, trainer.state.log_history)
-    trainer.model.peft_config["default"].base_model_name_or_path = plan["base"]
+    adapter = trainer.model.peft_config["default"]
+    adapter.base_model_name_or_path, adapter.target_modules = plan["base"], sorted(adapter.target_modules)
     result = {name: float(log[name].dropna().iloc[-1]) for name in ("loss", "eval_loss")} | dict(hardware=hardware())
     with atomic_dir(where.adapter) as folder:
         trainer.model.save_pretrained(folder, save_embedding_layers=False)

@@ -130,7 +130,7 @@ def measure(name: str, file: Path) -> tuple:
     "Seconds and peak MB of one reader in a new process; a few rows read before have loaded its libraries."
     few = file.with_name("few.json.gz")
     if not few.exists():
-        write_file(few, 3000)
+        write_file(few, 6000)
     code = (f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r}); import bench_reader as b; "
             f"b.{name}({str(few)!r}); start = time.time(); b.{name}({str(file)!r}); seconds = time.time() - start; "
             "print('RESULT', seconds, b.peak_mb())")
@@ -158,7 +158,7 @@ def main():
     parser.add_argument("--stages", action="store_true", help="also run the whole of prepare, once each")
     parser.add_argument("--only", nargs="*", default=list(READERS), help=f"of {', '.join(READERS)}")
     parser.add_argument("--file", type=Path, help="keep the generated file here, or use the one that is here")
-    parser.add_argument("--out", type=Path, help="write the results here, as JSON")
+    parser.add_argument("--out", type=Path, help="put the results into this JSON list")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         file = args.file or Path(tmp) / "trn.json.gz"
@@ -176,7 +176,9 @@ def main():
              for name, r in runs.items()]
     result = dict(rows=args.rows, gz_bytes=size, hardware=hardware(), repeats=args.repeats, table=table)
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        others = json.loads(args.out.read_text()) if args.out.exists() else []
+        others = [other for other in others if other["rows"] != args.rows]
+        args.out.write_text(json.dumps(sorted([*others, result], key=lambda r: r["rows"]), indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
