@@ -80,7 +80,7 @@ def demo(
     titles = [title] if title else iter(lambda: input("Title (empty line to end): ").strip(), "")
     for each in titles:
         for name, text in before_after(each, question, base, root).items():
-            print(f"\n{name}:\n{fill(text, width=88)}")
+            print(f"\n{name}:\n{fill(text, width=80)}")
 
 # %% ../nbs/04_demo_inference.ipynb #7d4a7a91
 amazon_ft_demo = command(demo)
