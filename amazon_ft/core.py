@@ -6,9 +6,9 @@
 __all__ = ['TASK', 'QUESTION', 'PREFIX', 'FORMAT_VERSION', 'TINYLLAMA', 'QUICK_K', 'MANIFEST', 'LIBRARIES', 'NOISE', 'LOG_NOISE',
            'input_text', 'target_text', 'without_prefix', 'chat', 'prompt_format', 'UserError', 'command', 'workspace',
            'Paths', 'short_name', 'paths', 'asset', 'atomic_write', 'atomic_dir', 'stage_lock', 'versions',
-           'write_manifest', 'read_manifest', 'digest', 'load_prepared', 'hardware_precision', 'torch_dtype',
-           'hardware', 'known_noise', 'locate', 'recommended', 'identity', 'load_tokenizer', 'nf4_config', 'load_model',
-           'keep_trainable_on_cpu', 'Prediction', 'generate']
+           'write_manifest', 'read_manifest', 'digest', 'load_prepared', 'hardware_precision', 'inference_precision',
+           'torch_dtype', 'hardware', 'known_noise', 'locate', 'recommended', 'identity', 'load_tokenizer',
+           'nf4_config', 'load_model', 'keep_trainable_on_cpu', 'Prediction', 'generate']
 
 # %% ../nbs/00_core.ipynb #ba89763e
 import json
@@ -264,6 +264,11 @@ def hardware_precision() -> str: # `bf16`, `fp16` or `fp32`
     if not torch.cuda.is_available():
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+
+# %% ../nbs/00_core.ipynb #1df4b20a
+def inference_precision() -> str: # `fp16` or `fp32`
+    "The floating-point format to generate in on this machine."
+    return "fp32" if hardware_precision() == "fp32" else "fp16"
 
 # %% ../nbs/00_core.ipynb #309bee34
 def torch_dtype(

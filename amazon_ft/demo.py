@@ -54,8 +54,7 @@ def describe(
 @lru_cache(maxsize=2)
 def _load(model):
     "A model for inference and its tokenizer, kept for the next question."
-    compute = "fp32" if hardware_precision() == "fp32" else "fp16"
-    return load_model(model, compute), load_tokenizer(model)
+    return load_model(model, inference_precision()), load_tokenizer(model)
 
 # %% ../nbs/04_demo_inference.ipynb #cd76da0d
 def before_after(
@@ -136,6 +135,7 @@ def generate_catalogue(
     shutil.rmtree(parts)
     print(f"generate: wrote {out}, {sum(map(bool, described))} of {len(described)} rows described")
 
+# %% ../nbs/04_demo_inference.ipynb #1056bfb2
 def _claim_parts(folder, plan):
     "The folder of finished parts, empty unless it belongs to this very plan."
     file = folder / "plan.json"

@@ -186,8 +186,8 @@ def predict(
     tokenizer = load_tokenizer(model)
     if tokenizer.chat_template != chat_template:
         raise UserError(f"{model} has another chat template than the adapter was trained with; train again")
-    compute = "fp32" if hardware_precision() == "fp32" else "fp16"
-    return generate(load_model(model, compute), tokenizer, list(rows["prompt"]), max_new_tokens)
+    loaded = load_model(model, inference_precision())
+    return generate(loaded, tokenizer, list(rows["prompt"]), max_new_tokens)
 
 # %% ../nbs/03_merge_and_eval.ipynb #c9363dd6
 def _evaluate(base, where, rows, question, merged, max_new_tokens, seed):

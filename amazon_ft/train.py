@@ -240,6 +240,7 @@ def _train(base, where, figures, micro_batch, overwrite):
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _save_adapter(trainer, tokenizer, where, plan)
 
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #42327de6
 def _encode_split(rows, split, tokenizer, max_length):
     "A prepared split as `encode` gives it, without rows whose prompt alone fills `max_length`."
     encoded = encode(rows, tokenizer, max_length)
