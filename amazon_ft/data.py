@@ -17,12 +17,10 @@ __all__ = ['NOT_A_ROW', 'MAX_LINE', 'READ_SIZE', 'STRANGERS', 'DAMAGE', 'MIN_CHA
 import codecs
 import csv
 import glob
-import gzip
 import html
 import io
 import os
 import re
-import sys
 import time
 import zipfile
 import zlib
@@ -30,7 +28,6 @@ from array import array
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
-from functools import partial
 from operator import add
 from pathlib import Path
 from typing import NamedTuple

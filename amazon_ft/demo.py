@@ -9,7 +9,6 @@ __all__ = ['amazon_ft_demo', 'PART_ROWS', 'DESCRIPTION', 'amazon_ft_generate', '
 # %% ../nbs/04_demo_inference.ipynb #43bfe99f
 import json
 import shutil
-import sys
 from functools import lru_cache
 from pathlib import Path
 from textwrap import fill
@@ -47,14 +46,19 @@ def describe(
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
 ) -> list: # A description for each title
     "Descriptions of products by one model."
-    loaded, tokenizer = _load(model)
+    loaded, tokenizer = _load(model, _written(model))
     predictions = generate(loaded, tokenizer, [chat(title, question) for title in titles], max_new_tokens)
     return [without_prefix(prediction.text) for prediction in predictions]
 
 @lru_cache(maxsize=2)
-def _load(model):
-    "A model for inference and its tokenizer, kept for the next question."
+def _load(model, written):
+    "A model for inference and its tokenizer, kept for the next question as long as its folder is the same."
     return load_model(model, inference_precision()), load_tokenizer(model)
+
+def _written(model):
+    "When a model's folder was written, in nanoseconds; `None` for a model on the hub."
+    config = Path(locate(model)) / "config.json"
+    return config.stat().st_mtime_ns if config.exists() else None
 
 # %% ../nbs/04_demo_inference.ipynb #cd76da0d
 def before_after(

@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from argparse import ArgumentParser
 from pathlib import Path
 
