@@ -195,7 +195,7 @@ def choose_execution(
     token = config.num_hidden_layers * a_layer + 10 * config.vocab_size
     four_bit = four_bit or 2 * products(model) > free / 10
     graphs = bool(varlen_kernel()) and precision == "bf16" and not four_bit
-    share = 0.25 if graphs else 0.45 # recordings keep memory of their own
+    share = 0.25 if graphs else 0.4 # recordings keep memory of their own
     return Execution(four_bit, int(share * free / token), graphs, graphs and steps >= COMPILE_STEPS)
 
 def varlen_kernel(): # A function, or None
