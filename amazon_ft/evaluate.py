@@ -183,7 +183,7 @@ def paired_gain(
     import numpy as np
     from scipy.stats import norm, permutation_test
     before, after = (np.asarray(x, dtype=float) for x in (before, after))
-    gain = after - before
+    gain = (after - before).round(9) # what is less is the rounding of sums and files
     found = mean_interval(gain, seed) | dict(wins=int((gain > 0).sum()), ties=int((gain == 0).sum()),
                                              losses=int((gain < 0).sum()))
     if not gain.any() or len(gain) < 2:
@@ -316,8 +316,8 @@ _MATERIALS = (
     "wooden|wool|zinc")
 _COLOURS = (
     "amber|aqua|beige|black|blue|brown|burgundy|charcoal|chrome|coral|cream|crimson|cyan|fuchsia|gold|golden|gray|"
-    "green|grey|indigo|ivory|khaki|lavender|magenta|maroon|mauve|navy|olive|orange|peach|pink|purple|red|scarlet|silver|tan|"
-    "teal|turquoise|violet|white|yellow")
+    "green|grey|indigo|ivory|khaki|lavender|magenta|maroon|mauve|navy|olive|orange|peach|pink|purple|red|scarlet|"
+    "silver|tan|teal|turquoise|violet|white|yellow")
 _NUMBER = r"\d+(?:[.,]\d+)*(?:/\d+)?"
 _UNIT = rf"[\s-]?(?:{'|'.join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))})(?!\w)"
 _SPECIFIC = re.compile(
@@ -694,6 +694,10 @@ def beside(
     "A further file of an evaluation, named like its metrics file."
     return where.metrics.with_name(where.metrics.name.replace("metrics_", f"{what}_", 1)).with_suffix(ending)
 
+def _json_lines(table):
+    "A table as JSON Lines, every figure with all its digits."
+    return table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15)
+
 def _save(figure, path):
     "Write a picture whole or not at all."
     partial = path.with_name(f".{path.name}.partial")
@@ -709,7 +713,7 @@ def _write_results(where, table, metrics):
     improved = wide.join(gain).query("gain_rougeL > 0").sort_values("gain_rougeL", ascending=False, kind="stable")
     atomic_write(where.side_by_side, wide.to_csv(index=False))
     atomic_write(where.improved, improved.to_csv(index=False))
-    atomic_write(beside(where, "examples", ".jsonl"), table.to_json(orient="records", lines=True, force_ascii=False))
+    atomic_write(beside(where, "examples", ".jsonl"), _json_lines(table))
     figure, plots = plot_evaluation(metrics, table), beside(where, "plots", ".png")
     for path in (plots, where.merged / "evaluation.png"):
         _save(figure, path)
