@@ -327,7 +327,7 @@ _SPECIFIC = re.compile(
     r"|\b(?=[A-Z-]*\d)(?=[\d-]*[A-Z])[A-Z\d][A-Z\d-]{3,}\b)"
     r"|(?P<year>(?<![\w.,$])(?:1[5-9]|20)\d\d(?![\w,]\d|\w))"
     rf"|(?P<material>\b(?i:{_MATERIALS})\b)|(?P<colour>\b(?i:{_COLOURS})\b)"
-    r"|(?P<name>(?<=[\w,;&)] )[A-Z][A-Za-z][\w’'-]*)")
+    r"|(?P<name>(?<=[\w,;&)] )[A-Z][A-Za-z](?:[’'-]?\w)*)")
 
 # %% ../nbs/03_merge_and_eval.ipynb #ce622207
 class Specific(NamedTuple):
