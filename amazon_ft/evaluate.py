@@ -20,7 +20,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, shorten
 from typing import NamedTuple
 
 from fastcore.meta import delegates
@@ -321,7 +321,8 @@ _COLOURS = (
 _NUMBER = r"\d+(?:[.,]\d+)*(?:/\d+)?"
 _UNIT = rf"[\s-]?(?:{'|'.join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))})(?!\w)"
 _SPECIFIC = re.compile(
-    rf"(?P<measure>(?<![\w.])(?i:{_NUMBER}(?:\s?(?:x|×|by)\s?{_NUMBER})+(?:{_UNIT})?|{_NUMBER}{_UNIT}|size\s{_NUMBER})"
+    rf"(?P<measure>(?<![\w.])(?i:{_NUMBER}(?:\s?(?:x|×|by)\s?{_NUMBER})+(?:{_UNIT})?|{_NUMBER}{_UNIT}"
+    rf"|size\s(?>{_NUMBER})(?!\w|{_UNIT}))"
     rf"|\b(?:XS|XL|XXL|XXXL)\b|\${_NUMBER})"
     r"|(?P<code>\b97[89][- ]?(?:\d[- ]?){9}\d\b|\b(?:\d-?){9}[\dX]\b"
     r"|\b(?=[A-Z-]*\d)(?=[\d-]*[A-Z])[A-Z\d][A-Z\d-]{3,}\b)"
@@ -341,9 +342,9 @@ class Specific(NamedTuple):
 @lru_cache(maxsize=10_000)
 def specifics(
     text: str, # A description or a title
-) -> list: # Of Specific, in the order of the text
+) -> tuple: # Of Specific, in the order of the text
     "All specifics of a text."
-    return [Specific(m.lastgroup, m[0], m.start(), _key(m.lastgroup, m[0])) for m in _SPECIFIC.finditer(text)]
+    return tuple(Specific(m.lastgroup, m[0], m.start(), _key(m.lastgroup, m[0])) for m in _SPECIFIC.finditer(text))
 
 def _key(kind, text):
     "The form in which two specifics are compared."
@@ -435,6 +436,41 @@ def same_weights(
                     return False
     return True
 
+# %% ../nbs/03_merge_and_eval.ipynb #b021c795
+def _answers(base, where, training, rows, chat_template, seed, asked):
+    "A table of what all systems wrote; raises `UserError` if base and merged model are the same in effect."
+    import pandas as pd
+    shared = dict(uid=rows["uid"], title=rows["title"], reference=rows["content"])
+    found = {name: dict(prediction=list(map(target_text, texts))) for name, texts in controls(rows, training).items()}
+    found["reference"] = dict(prediction=list(map(target_text, rows["content"])))
+    for name, model in (("base", base), ("tuned", str(where.merged))):
+        tokenizer = load_tokenizer(model)
+        if tokenizer.chat_template != chat_template:
+            raise UserError(f"{model} has another chat template than the adapter was trained with; train again")
+        loaded = load_model(model, inference_precision())
+        chats = {name: list(rows["prompt"])}
+        if name == "base":
+            if same_weights(loaded, where.merged):
+                raise UserError(f"{where.merged} has the weights of {base}, no adapter is merged; run amazon_ft_merge")
+            room = loaded.config.max_position_embeddings - asked["max_new_tokens"]
+            longer, n = few_shot(chats[name], training, tokenizer, room, seed=seed)
+            chats |= {f"base, {n} examples": longer} if n else {}
+            if n < 3:
+                print(f"evaluate: {n} of 3 examples fit into the prompt of the few-shot control")
+        for system, asking in chats.items():
+            written = predict(model, loaded, tokenizer, asking, cache=where.root / "cache/predictions", **asked)
+            found[system] = dict(prediction=[p.text for p in written], new_tokens=[p.n_tokens for p in written],
+                                 prefixed=[float(p.text.startswith(PREFIX.strip())) for p in written],
+                                 stopped=[float(p.stopped) for p in written])
+        found[name] |= likelihood(loaded, tokenizer, rows).to_dict("list")
+        del loaded
+    for what in ("nll_token", "prediction"):
+        if found["base"][what] == found["tuned"][what]:
+            raise UserError(f"base and tuned model have the same {what} on all {len(rows)} titles: the adapter has no "
+                            "effect; train again, for more steps or with a higher --learning_rate")
+    return pd.concat([pd.DataFrame(shared | dict(system=name) | columns) for name, columns in found.items()],
+                     ignore_index=True)
+
 # %% ../nbs/03_merge_and_eval.ipynb #d0252a89
 def measure(
     table, # Columns `title`, `question`, `reference`, `system` and `prediction`; system `reference` gets no scores
@@ -510,41 +546,6 @@ def _test_rows(where, dataset, prepared, merged, k):
         print(f"evaluate: the test split has {len(rows)} rows, fewer than --k {k}")
     return rows
 
-# %% ../nbs/03_merge_and_eval.ipynb #b021c795
-def _answers(base, where, training, rows, chat_template, seed, asked):
-    "A table of what all systems wrote; raises `UserError` if base and merged model are the same in effect."
-    import pandas as pd
-    shared = dict(uid=rows["uid"], title=rows["title"], reference=rows["content"])
-    found = {name: dict(prediction=list(map(target_text, texts))) for name, texts in controls(rows, training).items()}
-    found["reference"] = dict(prediction=list(map(target_text, rows["content"])))
-    for name, model in (("base", base), ("tuned", str(where.merged))):
-        tokenizer = load_tokenizer(model)
-        if tokenizer.chat_template != chat_template:
-            raise UserError(f"{model} has another chat template than the adapter was trained with; train again")
-        loaded = load_model(model, inference_precision())
-        chats = {name: list(rows["prompt"])}
-        if name == "base":
-            if same_weights(loaded, where.merged):
-                raise UserError(f"{where.merged} has the weights of {base}, no adapter is merged; run amazon_ft_merge")
-            room = loaded.config.max_position_embeddings - asked["max_new_tokens"]
-            longer, n = few_shot(chats[name], training, tokenizer, room, seed=seed)
-            chats |= {f"base, {n} examples": longer} if n else {}
-            if n < 3:
-                print(f"evaluate: {n} of 3 examples fit into the prompt of the few-shot control")
-        for system, asking in chats.items():
-            written = predict(model, loaded, tokenizer, asking, cache=where.root / "cache/predictions", **asked)
-            found[system] = dict(prediction=[p.text for p in written], new_tokens=[p.n_tokens for p in written],
-                                 prefixed=[float(p.text.startswith(PREFIX.strip())) for p in written],
-                                 stopped=[float(p.stopped) for p in written])
-        found[name] |= likelihood(loaded, tokenizer, rows).to_dict("list")
-        del loaded
-    for what in ("nll_token", "prediction"):
-        if found["base"][what] == found["tuned"][what]:
-            raise UserError(f"base and tuned model have the same {what} on all {len(rows)} titles: the adapter has no "
-                            "effect; train again, for more steps or with a higher --learning_rate")
-    return pd.concat([pd.DataFrame(shared | dict(system=name) | columns) for name, columns in found.items()],
-                     ignore_index=True)
-
 # %% ../nbs/03_merge_and_eval.ipynb #9c853407
 def results_table(
     metrics: dict, # From evaluate, or read from the metrics file
@@ -566,8 +567,9 @@ def conclusions(
     systems, gain, search = metrics["systems"], metrics["gain"]["rougeL"], metrics["over_retrieval"]["rougeL"]
     mean = "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format_map
     share = lambda system, name: "{mean:.1%} [{low:.1%}, {high:.1%}]".format_map(systems[system][name])
-    verdict = "is better than" if gain["low"] > 0 else "is worse than" if gain["high"] < 0 else "cannot be told from"
-    over = "beats" if search["low"] > 0 else "**does not beat**"
+    sure = lambda found, sign: min(sign * found["low"], sign * found["high"]) > 0 and found["p"] < 0.05
+    verdict = "is better than" if sure(gain, 1) else "is worse than" if sure(gain, -1) else "**cannot be told from**"
+    over = "beats" if sure(search, 1) else "**does not beat**"
     def enough(found):
         if found["k_needed"] is None:
             return "no difference was seen, so no number of titles can be named"
@@ -595,17 +597,17 @@ def plot_evaluation(
 ):
     "A Matplotlib figure: ROUGE-L of all systems with intervals, paired gains, lengths against the cap."
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    top, left, right = figure.add_subplot(211), figure.add_subplot(223), figure.add_subplot(224)
     scored = {name: found["rougeL"] for name, found in metrics["systems"].items() if "rougeL" in found}
     for position, found in enumerate(scored.values()):
-        left.plot([found["low"], found["high"]], [position] * 2, color="black", linewidth=1)
-        left.plot(found["mean"], position, "o", color="tab:orange")
-    left.set(yticks=range(len(scored)), yticklabels=scored, xlabel="ROUGE-L, mean and 95 % interval", xlim=(0, None))
+        top.plot([found["low"], found["high"]], [position] * 2, color="black", linewidth=1)
+        top.plot(found["mean"], position, "o", color="tab:orange")
+    top.set(yticks=range(len(scored)), yticklabels=scored, xlabel="ROUGE-L, mean and 95 % interval", xlim=(0, None))
     by = {name: group.reset_index(drop=True) for name, group in table.groupby("system")}
-    middle.hist(by["tuned"]["rougeL"] - by["base"]["rougeL"], bins=20, color="tab:blue")
-    middle.axvline(0, color="black", linewidth=1)
-    middle.set(xlabel="gain in ROUGE-L, tuned over base", ylabel="titles")
+    left.hist(by["tuned"]["rougeL"] - by["base"]["rougeL"], bins=20, color="tab:blue")
+    left.axvline(0, color="black", linewidth=1)
+    left.set(xlabel="gain in ROUGE-L, tuned over base", ylabel="titles")
     cap = metrics["decoding"]["max_new_tokens"]
     lengths = {name: group["new_tokens"] for name, group in by.items() if name in ("base", "tuned")}
     shares = [f"{name}, {metrics['systems'][name]['stopped']['mean']:.0%} stopped" for name in lengths]
@@ -625,7 +627,7 @@ def report(
     "The evaluation for people."
     by = {name: group.reset_index(drop=True) for name, group in table.groupby("system")}
     order = (by["tuned"]["rougeL"] - by["base"]["rougeL"]).sort_values(ascending=False, kind="stable").index
-    plain = lambda text: re.sub(r"([\\`*_{}\[\]<>#$|~^])", r"\\\1", " ".join(text.split()))
+    plain = lambda text: re.sub(r"([\\`*_{}\[\]<>#$|~^])", r"\\\1", shorten(text, 500, placeholder=" …"))
     said = lambda i, system: f"- {system}: {plain(without_prefix(by[system]['prediction'][i]))}"
     picks = dict(Best=order[0], Median=order[len(order) // 2], Worst=order[-1])
     examples = "\n\n".join("\n".join([f"**{name}: {plain(by['base']['title'][i])}**\n", said(i, "reference"),
@@ -653,7 +655,7 @@ nor question; `invented_share`: nor in the reference. `memorised`: runs of eight
 
 ## Best, median and worst
 
-By gain in ROUGE-L over the base.
+By gain in ROUGE-L over the base. Longer texts are cut here; the file of examples has them whole.
 
 {examples}
 
@@ -661,7 +663,7 @@ By gain in ROUGE-L over the base.
 
 Greedy decoding in {how["precision"]}, at most {how["max_new_tokens"]} new tokens, batches of up to {how["batch_size"]},
 on {metrics["hardware"]}. Base `{metrics["base"]}`, merged weights `{metrics["merged_identity"][:16]}`, data
-`{metrics["data"][:16]}`, seed {metrics["seed"]}. The file of examples holds every text with all its scores.
+`{metrics["data"][:16]}`, seed {metrics["seed"]}.
 
 ROUGE and chrF count what two texts share and know nothing of truth. Specifics are found by patterns and by lists of
 English words: names at the beginning of a sentence are missed, and words of headings are taken for names.
@@ -701,7 +703,7 @@ def _json_lines(table):
 def _save(figure, path):
     "Write a picture whole or not at all."
     partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=120)
+    figure.savefig(partial, format="png", dpi=100)
     os.replace(partial, path)
 
 def _write_results(where, table, metrics):
