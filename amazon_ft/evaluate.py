@@ -277,11 +277,11 @@ def ngrams(
 # %% ../nbs/03_merge_and_eval.ipynb #55d3fcce
 def longest_repeat(
     text: str, # Any text
-) -> int: # In words; 0 if no word occurs twice
+) -> int: # In words; 0 if no word occurs twice, 256 for that many and more
     "Length of the longest run of words that occurs at least twice, found by bisection."
     words = text.lower().split()
     unique = lambda n: len(set(ngrams(words, n))) == len(words) - n + 1
-    return bisect_left(range(1, len(words) + 1), True, key=unique)
+    return bisect_left(range(1, min(len(words), 256) + 1), True, key=unique)
 
 # %% ../nbs/03_merge_and_eval.ipynb #76370c72
 def form(
