@@ -598,11 +598,12 @@ def plot_evaluation(
     "A Matplotlib figure: ROUGE-L of all systems with intervals, paired gains, lengths against the cap."
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    top, left, right = figure.add_subplot(211), figure.add_subplot(223), figure.add_subplot(224)
+    top, left, right = figure.subplot_mosaic([["top", "top"], ["left", "right"]]).values()
     scored = {name: found["rougeL"] for name, found in metrics["systems"].items() if "rougeL" in found}
     for position, found in enumerate(scored.values()):
         top.plot([found["low"], found["high"]], [position] * 2, color="black", linewidth=1)
         top.plot(found["mean"], position, "o", color="tab:orange")
+    top.invert_yaxis()
     top.set(yticks=range(len(scored)), yticklabels=scored, xlabel="ROUGE-L, mean and 95 % interval", xlim=(0, None))
     by = {name: group.reset_index(drop=True) for name, group in table.groupby("system")}
     left.hist(by["tuned"]["rougeL"] - by["base"]["rougeL"], bins=20, color="tab:blue")
