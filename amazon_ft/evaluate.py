@@ -615,7 +615,7 @@ def plot_evaluation(
     right.hist([*lengths.values(), by["base"]["reference_tokens"].clip(upper=1.25 * cap)], bins=20,
                label=[*shares, "reference"], histtype="step", color=["tab:blue", "tab:orange", "black"])
     right.axvline(cap, color="black", linewidth=1, linestyle="--")
-    right.set(xlabel="tokens; the dashed line is the cap", ylabel="titles")
+    right.set(xlabel="tokens (dashed: the cap)", ylabel="titles")
     right.legend(fontsize="x-small")
     return figure
 
