@@ -428,13 +428,14 @@ def same_weights(
     "Whether the folder holds the model's very weights, compared in float16."
     import torch
     from safetensors import safe_open
+    half = lambda tensor: tensor.to("cpu", torch.float16)
     weights = dict(model.named_parameters())
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for name in weights.keys() & tensors.keys():
-                if not torch.equal(weights[name].to("cpu", torch.float16), tensors.get_tensor(name).to(torch.float16)):
+                if not torch.equal(half(weights.pop(name)), half(tensors.get_tensor(name))):
                     return False
-    return True
+    return not weights
 
 # %% ../nbs/03_merge_and_eval.ipynb #b021c795
 def _answers(base, where, training, rows, chat_template, seed, asked):
@@ -533,6 +534,8 @@ def evaluate(
 # %% ../nbs/03_merge_and_eval.ipynb #ef4318a1
 def _test_rows(where, dataset, prepared, merged, k):
     "The rows to evaluate on; raises `UserError` if they cannot be trusted."
+    if k < 1:
+        raise UserError(f"--k {k}: give the number of titles to evaluate on, 1 or more")
     if merged["plan"]["data"] != prepared["data"]:
         raise UserError(f"{where.merged} was trained on another dataset than {where.prepared}, whose test rows "
                         "it may have seen; run amazon_ft_train --overwrite and amazon_ft_merge")
@@ -697,10 +700,6 @@ def beside(
     "A further file of an evaluation, named like its metrics file."
     return where.metrics.with_name(where.metrics.name.replace("metrics_", f"{what}_", 1)).with_suffix(ending)
 
-def _json_lines(table):
-    "A table as JSON Lines, every figure with all its digits."
-    return table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15)
-
 def _save(figure, path):
     "Write a picture whole or not at all."
     partial = path.with_name(f".{path.name}.partial")
@@ -716,7 +715,8 @@ def _write_results(where, table, metrics):
     improved = wide.join(gain).query("gain_rougeL > 0").sort_values("gain_rougeL", ascending=False, kind="stable")
     atomic_write(where.side_by_side, wide.to_csv(index=False))
     atomic_write(where.improved, improved.to_csv(index=False))
-    atomic_write(beside(where, "examples", ".jsonl"), _json_lines(table))
+    lines = table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15)
+    atomic_write(beside(where, "examples", ".jsonl"), lines)
     figure, plots = plot_evaluation(metrics, table), beside(where, "plots", ".png")
     for path in (plots, where.merged / "evaluation.png"):
         _save(figure, path)
