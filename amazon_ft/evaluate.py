@@ -650,8 +650,9 @@ def report(
 
 Means over {metrics["k"]} held-out titles with 95 % bootstrap intervals (BCa). ROUGE and chrF against whole references,
 words not stemmed, without the prefix; `_prefixed` with it on both sides. `nll`: nats of the reference, less is better.
-`length_ratio`: words over the reference's words. `longest_repeat`: words. `unsupported_share`: of the specifics, those in neither title
-nor question; `invented_share`: nor in the reference. `memorised`: runs of eight words that stand in the training split.
+`length_ratio`: words over the reference's words. `longest_repeat`: words. `unsupported_share`: of the specifics, those
+in neither title nor question; `invented_share`: nor in the reference. `memorised`: runs of eight words that stand in
+the training split.
 
 {tables}
 
