@@ -8,7 +8,8 @@ __all__ = ['TASK', 'QUESTION', 'PREFIX', 'FORMAT_VERSION', 'TINYLLAMA', 'QUICK_K
            'Paths', 'short_name', 'paths', 'asset', 'atomic_write', 'atomic_dir', 'stage_lock', 'versions',
            'write_manifest', 'read_manifest', 'digest', 'load_prepared', 'hardware_precision', 'inference_precision',
            'torch_dtype', 'hardware', 'known_noise', 'locate', 'recommended', 'identity', 'load_tokenizer',
-           'nf4_config', 'load_model', 'keep_trainable_on_cpu', 'Prediction', 'generate']
+           'nf4_config', 'load_model', 'keep_trainable_on_cpu', 'length_batches', 'batch_rows', 'cache_tokens',
+           'Prediction', 'generate']
 
 # %% ../nbs/00_core.ipynb #ba89763e
 import json
@@ -417,6 +418,39 @@ def keep_trainable_on_cpu(
             module.support_avx512bf16_for_cpu = False
     return model
 
+# %% ../nbs/00_core.ipynb #d7df2adf
+def length_batches(
+    lengths: list, # Of the rows, in tokens
+    max_rows: int, # Rows at a time
+    max_tokens: int = sys.maxsize, # Tokens at a time, padding included; a longer row goes alone
+) -> list: # Lists of row numbers
+    "All rows in batches of similar length, the longest first."
+    batches = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or len(batches[-1]) >= min(max_rows, max_tokens // lengths[batches[-1][0]]):
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+# %% ../nbs/00_core.ipynb #4b4f9a22
+def batch_rows() -> int:
+    "How many prompts to answer at a time on this machine, at most."
+    import torch
+    return 512 if torch.cuda.is_available() else 48
+
+# %% ../nbs/00_core.ipynb #8acf57e0
+def cache_tokens(
+    model, # From load_model
+) -> int: # Tokens, over all rows of a batch
+    "How many tokens' keys and values fit into an eighth of the GPU's memory; on a CPU there is no limit."
+    import torch
+    if model.device.type == "cpu":
+        return sys.maxsize
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * model.dtype.itemsize
+    return torch.cuda.get_device_properties(model.device).total_memory // 8 // token_bytes
+
 # %% ../nbs/00_core.ipynb #6447a35f
 class Prediction(NamedTuple):
     "What a model wrote for one prompt."
@@ -430,29 +464,33 @@ def generate(
     tokenizer, # From load_tokenizer
     chats: list, # Unanswered chats, from chat
     max_new_tokens: int = 256, # Cap on a completion's length, in tokens; it holds three of four descriptions whole
-    batch_size: int = 48, # Prompts at a time; larger ones gain little on a CPU or on a T4
+    batch_size: int = None, # Prompts at a time (default: batch_rows), fewer where cache_tokens says so
+    known: dict = None, # Predictions of an interrupted run, by position in chats; grows with each batch
+    save=None, # Called with `known` after each batch
 ) -> list: # One Prediction a chat, in the order given
     "Greedy completions."
     import torch
     from tqdm.auto import tqdm
     from transformers import GenerationConfig
+    known = {} if known is None else known
     texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    prompts = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    batches = length_batches([len(p) + max_new_tokens for p in prompts], batch_size or batch_rows(), cache_tokens(model))
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
                               eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id)
-    predictions = [None] * len(texts)
-    progress = tqdm(total=len(texts), desc="generate", unit="title", leave=False, disable=len(texts) <= batch_size)
-    for start in range(0, len(order), batch_size):
-        batch = order[start:start + batch_size]
-        encoded = tokenizer([texts[i] for i in batch], add_special_tokens=False, padding=True, padding_side="left",
-                            return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            tokens = model.generate(**encoded, generation_config=config)[:, encoded.input_ids.shape[1]:]
-        for i, row in zip(batch, tokens.tolist()):
-            predictions[i] = _prediction(row, tokenizer)
+    progress = tqdm(total=len(texts), desc="generate", unit="title", leave=False, disable=len(batches) < 2)
+    for batch in batches:
+        if not known.keys() >= set(batch):
+            encoded = tokenizer([texts[i] for i in batch], add_special_tokens=False, padding=True, padding_side="left",
+                                return_tensors="pt").to(model.device)
+            with torch.inference_mode():
+                tokens = model.generate(**encoded, generation_config=config)[:, encoded.input_ids.shape[1]:]
+            known.update((i, _prediction(row, tokenizer)) for i, row in zip(batch, tokens.tolist()))
+            if save:
+                save(known)
         progress.update(len(batch))
     progress.close()
-    return predictions
+    return [known[i] for i in range(len(texts))]
 
 def _prediction(row, tokenizer):
     "One row of generated token ids as a `Prediction`."
