@@ -7,7 +7,7 @@ __all__ = ['TASK', 'QUESTION', 'PREFIX', 'FORMAT_VERSION', 'TINYLLAMA', 'QUICK_K
            'input_text', 'target_text', 'without_prefix', 'chat', 'prompt_format', 'UserError', 'command', 'workspace',
            'Paths', 'short_name', 'paths', 'asset', 'atomic_write', 'atomic_dir', 'stage_lock', 'versions',
            'write_manifest', 'read_manifest', 'digest', 'load_prepared', 'hardware_precision', 'inference_precision',
-           'torch_dtype', 'hardware', 'known_noise', 'locate', 'recommended', 'identity', 'load_tokenizer',
+           'torch_dtype', 'hardware', 'known_noise', 'locate', 'recommended', 'identity', 'load_tokenizer', 'render',
            'nf4_config', 'load_model', 'keep_trainable_on_cpu', 'length_batches', 'batch_rows', 'cache_tokens',
            'Prediction', 'generate']
 
@@ -381,6 +381,15 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
+# %% ../nbs/00_core.ipynb #f68f040d
+def render(
+    tokenizer, # From load_tokenizer
+    turns: list, # A chat; if it is unanswered, the text ends where the answer begins
+) -> str:
+    "A chat as the model reads it, in its own template."
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=turns[-1]["role"] == "user",
+                                         enable_thinking=False, date_string="26 Jul 2024")
+
 # %% ../nbs/00_core.ipynb #48a43efd
 def nf4_config(
     compute: str, # Format of the matrix products: `bf16`, `fp16` or `fp32`
@@ -473,7 +482,7 @@ def generate(
     from tqdm.auto import tqdm
     from transformers import GenerationConfig
     known = {} if known is None else known
-    texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+    texts = [render(tokenizer, chat) for chat in chats]
     prompts = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     batches = length_batches([len(p) + max_new_tokens for p in prompts], batch_size or batch_rows(), cache_tokens(model))
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,

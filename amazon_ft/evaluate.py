@@ -65,7 +65,7 @@ def row_logits(
     import torch
     found = []
     for prompt, completion in zip(rows["prompt"], rows["completion"]):
-        ids = tokenizer.apply_chat_template(prompt + completion, return_dict=False, return_tensors="pt")
+        ids = tokenizer(render(tokenizer, prompt + completion), add_special_tokens=False, return_tensors="pt").input_ids
         with torch.inference_mode():
             found.append(model(ids.to(model.device)).logits[0].float().cpu())
     return torch.cat(found)
@@ -230,8 +230,7 @@ def few_shot(
     drawn = training[np.random.default_rng(seed).choice(len(training), min(n, len(training)), replace=False)]
     shots = sorted((p + c for p, c in zip(drawn["prompt"], drawn["completion"])), key=lambda s: len(s[1]["content"]))
     longest = max(chats, key=lambda c: len(c[-1]["content"]))
-    while shots and len(tokenizer.apply_chat_template(sum(shots, []) + longest, add_generation_prompt=True,
-                                                      return_dict=False)) > max_tokens:
+    while shots and len(tokenizer(render(tokenizer, sum(shots, []) + longest), verbose=False).input_ids) > max_tokens:
         shots.pop()
     return [sum(shots, []) + chat for chat in chats], len(shots)
 
@@ -247,10 +246,11 @@ def likelihood(
     import pandas as pd
     import torch
     from torch.nn.utils.rnn import pad_sequence
-    prompts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in rows["prompt"]]
-    wholes = [tokenizer.apply_chat_template(p + c, tokenize=False) for p, c in zip(rows["prompt"], rows["completion"])]
+    prompts = [render(tokenizer, prompt) for prompt in rows["prompt"]]
+    wholes = [render(tokenizer, prompt + answer) for prompt, answer in zip(rows["prompt"], rows["completion"])]
     encoded, found = [], {}
-    for prompt, ids in zip(*(tokenizer(texts, add_special_tokens=False).input_ids for texts in (prompts, wholes))):
+    for prompt, ids in zip(*(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+                             for texts in (prompts, wholes))):
         end = len(ids) - ids[::-1].index(tokenizer.eos_token_id) # a template may write something behind the EOS
         encoded.append((len(prompt), torch.tensor(ids[:min(end, model.config.max_position_embeddings)])))
     for batch in length_batches([len(ids) for _, ids in encoded], len(encoded), LIKELIHOOD_TOKENS):

@@ -12,6 +12,7 @@ __all__ = ['CPU_TOKENS', 'COMPILE_STEPS', 'COMPLETE', 'VALIDATION_ROWS', 'amazon
 import json
 import shutil
 from functools import partial
+from importlib.util import find_spec
 from math import ceil, isfinite
 from pathlib import Path
 from time import perf_counter
@@ -28,8 +29,8 @@ def encode(
     "Tokenised rows, with labels on the completion and its EOS alone."
     prompts, wholes = [], []
     for prompt, completion in zip(rows["prompt"], rows["completion"]):
-        prompts.append(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-        wholes.append(tokenizer.apply_chat_template(prompt + completion, tokenize=False))
+        prompts.append(render(tokenizer, prompt))
+        wholes.append(render(tokenizer, prompt + completion))
     prompt_ids, whole_ids = (tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
                              for texts in (prompts, wholes))
     encoded = {"input_ids": [], "labels": []}
@@ -80,9 +81,9 @@ def sft_config(
         bf16=compute == "bf16", fp16=compute == "fp16", use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False, eval_strategy=when, eval_steps=save_steps or None, save_strategy=when,
         save_steps=save_steps or 1, save_total_limit=2, load_best_model_at_end=bool(save_steps),
-        metric_for_best_model="eval_loss", greater_is_better=False, logging_steps=max(1, min(25, max_steps // 20)), logging_nan_inf_filter=False,
-        dataset_kwargs=dict(skip_prepare_dataset=True), remove_unused_columns=False, report_to=report_to,
-        disable_tqdm=True, seed=seed)
+        metric_for_best_model="eval_loss", greater_is_better=False, logging_steps=max(1, min(25, max_steps // 20)),
+        logging_nan_inf_filter=False, dataset_kwargs=dict(skip_prepare_dataset=True), remove_unused_columns=False,
+        report_to=report_to, disable_tqdm=True, seed=seed)
     config._n_gpu = min(1, config.n_gpu) # one process drives one GPU, however many the machine has
     return config
 
@@ -195,8 +196,9 @@ def choose_execution(
     token = config.num_hidden_layers * a_layer + 10 * config.vocab_size
     four_bit = four_bit or 2 * products(model) > free / 10
     graphs = bool(varlen_kernel()) and precision == "bf16" and not four_bit
+    compiled = graphs and steps >= COMPILE_STEPS and find_spec("triton") is not None
     share = 0.25 if graphs else 0.4 # recordings keep memory of their own
-    return Execution(four_bit, int(share * free / token), graphs, graphs and steps >= COMPILE_STEPS)
+    return Execution(four_bit, int(share * free / token), graphs, compiled)
 
 def varlen_kernel(): # A function, or None
     "Causal attention over sequences of varying length, where this GPU and this PyTorch have it."
@@ -269,15 +271,18 @@ class Step:
     ):
         import torch
         from transformers import AttentionInterface
+        _check_attention(model.config, longest)
         self.lm, self.budget, self.graphs = model.get_base_model(), execution.tokens, execution.graphs
         named = {name: weight for name, weight in self.lm.named_parameters() if weight.requires_grad}
         self.weights = list(named.values())
-        self.copies = {name: torch.nn.Parameter(weight.detach().to(torch_dtype(precision))) for name, weight in named.items()}
+        self.copies = {name: torch.nn.Parameter(weight.detach().to(torch_dtype(precision)))
+                       for name, weight in named.items()}
         self.gradients, self.latest = ([torch.zeros_like(weight) for weight in self.weights] for _ in range(2))
         self.device, self.recordings, self.pool, self.tokens = self.weights[0].device, {}, None, 0
         self.recent, self.products, self.rate, self.since = [], products(self.lm), None, perf_counter()
         self.kernel = varlen_kernel() if precision != "fp32" else None
-        AttentionInterface.register("packed", partial(packed_attention, longest=ceil(longest / 256) * 256, kernel=self.kernel))
+        attention = partial(packed_attention, longest=ceil(longest / 256) * 256, kernel=self.kernel)
+        AttentionInterface.register("packed", attention)
         self.lm.set_attn_implementation("packed")
         if execution.compiled:
             self.lm.enable_input_require_grads() # else the first layer differs from the others, and compiles alone
@@ -292,13 +297,14 @@ class Step:
         "Put the gradients into the weights' `.grad`."
         import torch
         self._refresh()
-        count = sum(int((example["labels"] != -100).sum()) for example in examples)
+        count = _completion_tokens(examples)
         while True:
             torch._foreach_zero_(self.gradients)
             if seed is not None:
                 torch.manual_seed(seed)
             try:
-                loss = sum(self._row(self._tensors(rows, count), scale) for rows in micro_batches(examples, self.budget))
+                rows = micro_batches(examples, self.budget)
+                loss = sum(self._row(self._tensors(row, count), scale) for row in rows)
                 break
             except torch.OutOfMemoryError:
                 self._halve(examples)
@@ -319,9 +325,8 @@ class Step:
         total = count = 0
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for rows in micro_batches(examples, self.budget):
-                row = self._tensors(rows, 1)
-                total += self._loss(row).item()
-                count += len(row["labels"])
+                total += self._loss(self._tensors(rows, 1)).item()
+                count += _completion_tokens(rows)
         self.lm.train()
         self.since += perf_counter() - start # the time of steps is what `speed` reports
         return total / count
@@ -334,7 +339,8 @@ class Step:
         if self.device.type != "cuda":
             return dict(tokens_per_s=round(tokens / seconds))
         self.rate = self.rate or product_rate()
-        return dict(tokens_per_s=round(tokens / seconds), mfu=round(4 * self.products * tokens / seconds / self.rate, 3),
+        mfu = 4 * self.products * tokens / seconds / self.rate
+        return dict(tokens_per_s=round(tokens / seconds), mfu=round(mfu, 3),
                     peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2))
 
     def check(self,
@@ -420,6 +426,18 @@ class Step:
         torch.cuda.empty_cache()
         print(f"train: out of memory; rows hold {self.budget} tokens from here on, a step what it held before")
 
+
+def _check_attention(config, longest):
+    "Raise `UserError` for architectures whose attention is more than causal."
+    window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    if getattr(config, "attn_logit_softcapping", None) or window and window < longest:
+        raise UserError(f"{config.model_type} models cap their attention scores or look back {window} tokens only, which "
+                        f"packed rows do not; choose another base, or a --max_length up to {window}")
+
+def _completion_tokens(examples):
+    "How many tokens of the examples the loss falls on."
+    return sum(int((example["labels"] != -100).sum()) for example in examples)
+
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #ac6b3c1b
 @known_noise()
 def build_trainer(
@@ -462,7 +480,7 @@ def _trainer_class():
             return metrics
         def log(self, logs, start_time=None):
             if "loss" in logs:
-                self.step.check(self.state.global_step, logs["grad_norm"] if self.args.bf16 else 0)
+                self.step.check(self.state.global_step, 0 if self.args.fp16 else logs["grad_norm"]) # a scaler skips steps
                 logs |= self.step.speed()
             super().log(logs, start_time)
         def floating_point_ops(self, inputs):
@@ -571,6 +589,8 @@ def train(
     where = paths(base, root)
     figures = {"max_steps": 600, "learning_rate": 1e-4} | recommended(base)
     figures |= {k: v for k, v in dict(max_steps=max_steps, learning_rate=learning_rate).items() if v is not None}
+    if report_to != "none" and find_spec(report_to) is None:
+        raise UserError(f"--report_to {report_to}: there is no such package here; pip install {report_to}")
     figures |= dict(batch_size=batch_size, max_length=max_length, rank=rank, alpha=alpha, dropout=dropout,
                     precision=precision or hardware_precision(), save_steps=save_steps, seed=seed)
     with stage_lock(where.root):

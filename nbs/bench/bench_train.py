@@ -30,19 +30,19 @@ T4_GIB = 15
 COMPARED = 10 # the first steps, whose mean loss and gradient norm every way reports
 PROFILED = 10 # further steps under the profiler, after those that are timed
 WAYS = {  # name: what it is, and the number of steps
-    "trl_literal": ("TRL, 2 x 8, gradient checkpointing: the recipe's literal settings", 12),
+    "trl_literal": ("TRL, 2 x 8, checkpointing: the recipe literally", 12),
     "trl": ("TRL, 16 x 1, NF4", 40),
     "trl_bf16": ("TRL, 16 x 1, bf16 base", 40),
     "trl_free": ("TRL, 16 x 1, bf16 base, padding-free", 40),
-    "unsloth_literal": ("Unsloth, 2 x 8, its gradient checkpointing", 12),
+    "unsloth_literal": ("Unsloth, 2 x 8, its checkpointing", 12),
     "unsloth": ("Unsloth, 16 x 1, NF4", 40),
-    "unsloth_nodrop": ("Unsloth, 16 x 1, NF4, dropout 0", 40),
-    "unsloth_bf16": ("Unsloth, 16 x 1, bf16 base, dropout 0", 40),
-    "unsloth_free": ("Unsloth, 16 x 1, NF4, dropout 0, padding-free", 40),
-    "ours_eager": ("packed rows, base dequantised once", 40),
-    "ours_graphs": ("packed rows, base dequantised once, recorded", 150),
-    "ours": ("packed rows, base dequantised once, recorded, layers compiled", 500),
-    "ours_t4": ("the T4's way: packed rows, NF4, fp16, a T4's memory", 30),
+    "unsloth_nodrop": ("Unsloth, 16 x 1, NF4, no dropout", 40),
+    "unsloth_bf16": ("Unsloth, 16 x 1, bf16 base, no dropout", 40),
+    "unsloth_free": ("Unsloth, 16 x 1, NF4, no dropout, padding-free", 40),
+    "ours_eager": ("ours, neither recorded nor compiled", 40),
+    "ours_graphs": ("ours, recorded, not compiled", 150),
+    "ours": ("ours: packed, recorded, compiled", 500),
+    "ours_t4": ("ours, a T4's way: NF4, fp16, 15 GiB", 30),
 }
 
 
