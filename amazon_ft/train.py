@@ -18,6 +18,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
+from fastcore.basics import patch
+
 from .core import *
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #f45d9f1f
@@ -133,7 +135,6 @@ def packed_attention(
     **kwargs, # What else transformers passes to attention
 ): # A tensor, 1 x tokens x heads x head dimension, and None for the weights
     "Causal attention within each example of a packed row, as transformers' `AttentionInterface` wants it."
-    import torch
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
     if kernel:
@@ -314,129 +315,145 @@ class Step:
         self.recent.append(([int(example["row"]) for example in examples if "row" in example], loss))
         return loss
 
-    def evaluate(self,
-        examples: list, # Encoded examples
-    ) -> float: # The mean loss a completion token
-        "The loss alone, with nothing dropped."
-        import torch
-        start = perf_counter()
-        self._refresh()
-        self.lm.eval()
-        total = count = 0
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            for rows in micro_batches(examples, self.budget):
-                total += self._loss(self._tensors(rows, 1)).item()
-                count += _completion_tokens(rows)
-        self.lm.train()
-        self.since += perf_counter() - start # the time of steps is what `speed` reports
-        return total / count
+def _completion_tokens(examples):
+    "How many tokens of the examples the loss falls on."
+    return sum(int((example["labels"] != -100).sum()) for example in examples)
 
-    def speed(self) -> dict: # Real tokens a second, and on a GPU its use (MFU) and peak memory
-        "Figures since the last call."
-        import torch
-        seconds, self.since = perf_counter() - self.since, perf_counter()
-        tokens, self.tokens = self.tokens, 0
-        if self.device.type != "cuda":
-            return dict(tokens_per_s=round(tokens / seconds))
-        self.rate = self.rate or product_rate()
-        mfu = 4 * self.products * tokens / seconds / self.rate
-        return dict(tokens_per_s=round(tokens / seconds), mfu=round(mfu, 3),
-                    peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2))
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #74b58a9f
+@patch
+def _tensors(self: Step, examples, count):
+    "A packed row on the device."
+    import torch
+    row = pack(examples)
+    if self.graphs:
+        row = fill(row)
+    tensors = {name: torch.from_numpy(array) for name, array in row.items()}
+    if not self.kernel:
+        tensors |= zip(("places", "back"), map(torch.from_numpy, padded_places(row["boundaries"])))
+    if self.device.type == "cuda": # copied while the GPU is still busy with the step before
+        tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+    if not self.kernel:
+        tensors["boundaries"] = tensors.pop("places"), tensors.pop("back")
+    return tensors | {"count": torch.full((), float(count), device=self.device)}
 
-    def check(self,
-        step: int, # The number of the latest step
-        gradient_norm: float, # Its gradient norm
-    ):
-        "Raise `UserError` if a loss since the last check, or this gradient norm, is not finite."
-        import torch
-        losses = torch.stack([loss for _, loss in self.recent]).tolist()
-        for i, ((rows, _), loss) in enumerate(zip(self.recent, losses)):
-            last = i == len(losses) - 1
-            if not isfinite(loss) or last and not isfinite(gradient_norm):
-                what = f"gradient norm became {gradient_norm}" if isfinite(loss) else f"loss became {loss}"
-                raise UserError(f"the {what} at step {step - len(losses) + 1 + i}, on training rows {rows}; the "
-                                "checkpoints before it stand. Train with a lower --learning_rate")
-        self.recent = []
+@patch
+def _refresh(self: Step):
+    "Bring the working copies up to date with the weights."
+    import torch
+    with torch.no_grad():
+        torch._foreach_copy_(list(self.copies.values()), self.weights)
 
-    def _tensors(self, examples, count):
-        "A packed row on the device."
-        import torch
-        row = pack(examples)
-        if self.graphs:
-            row = fill(row)
-        tensors = {name: torch.from_numpy(array) for name, array in row.items()}
-        if not self.kernel:
-            tensors |= zip(("places", "back"), map(torch.from_numpy, padded_places(row["boundaries"])))
-        if self.device.type == "cuda": # copied while the GPU is still busy with the step before
-            tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
-        if not self.kernel:
-            tensors["boundaries"] = tensors.pop("places"), tensors.pop("back")
-        return tensors | {"count": torch.full((), float(count), device=self.device)}
+@patch
+def _loss(self: Step, row):
+    "Loss of a row, with the working copies in the weights' place."
+    from torch.func import functional_call
+    return completion_loss(partial(functional_call, self.lm, self.copies, ()), row)
 
-    def _row(self, row, scale):
-        "Loss of a row; adds to the gradients. A shape that comes back is recorded."
-        key = tuple(map(len, (row["input_ids"], row["keep"], row["boundaries"])))
-        if not self.graphs or key not in self.recordings:
-            self.recordings[key] = None
-            return self._backward(row, scale)
-        if self.recordings[key] is None:
-            self.recordings[key] = self._record(row, scale)
-        graph, inputs, loss = self.recordings[key]
-        for name, tensor in row.items():
-            inputs[name].copy_(tensor)
-        graph.replay()
-        return loss.clone()
+@patch
+def _backward(self: Step, row, scale):
+    "Forward and backward pass of a row."
+    import torch
+    loss = self._loss(row) / row["count"]
+    torch._foreach_copy_(self.latest, torch.autograd.grad(scale(loss), list(self.copies.values())))
+    torch._foreach_add_(self.gradients, self.latest)
+    return loss.detach()
 
-    def _backward(self, row, scale):
-        "Forward and backward pass of a row."
-        import torch
-        loss = self._loss(row) / row["count"]
-        torch._foreach_copy_(self.latest, torch.autograd.grad(scale(loss), list(self.copies.values())))
-        torch._foreach_add_(self.gradients, self.latest)
-        return loss.detach()
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #95253c4c
+@patch
+def _row(self: Step, row, scale):
+    "Loss of a row; adds to the gradients. A shape that comes back is recorded."
+    key = tuple(map(len, (row["input_ids"], row["keep"], row["boundaries"])))
+    if not self.graphs or key not in self.recordings:
+        self.recordings[key] = None
+        return self._backward(row, scale)
+    if self.recordings[key] is None:
+        self.recordings[key] = self._record(row, scale)
+    graph, inputs, loss = self.recordings[key]
+    for name, tensor in row.items():
+        inputs[name].copy_(tensor)
+    graph.replay()
+    return loss.clone()
 
-    def _refresh(self):
-        "Bring the working copies up to date with the weights."
-        import torch
-        with torch.no_grad():
-            torch._foreach_copy_(list(self.copies.values()), self.weights)
+@patch
+def _record(self: Step, row, scale):
+    "A CUDA graph of a row's passes, the tensors it reads and the one it writes its loss to."
+    import torch
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=self.pool):
+        loss = self._backward(row, scale)
+    self.pool = graph.pool()
+    return graph, row, loss
 
-    def _loss(self, row):
-        "Loss of a row, with the working copies in the weights' place."
-        from torch.func import functional_call
-        return completion_loss(partial(functional_call, self.lm, self.copies, ()), row)
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #5a3c9223
+@patch
+def _halve(self: Step, examples):
+    "A smaller budget after running out of memory; gives up where each example has a row of its own."
+    import torch
+    longest = max(len(example["input_ids"]) for example in examples)
+    if self.budget <= longest:
+        raise UserError(f"out of memory with {longest} tokens in a row; train with a smaller --max_length, "
+                        "or on a GPU with more memory")
+    self.budget, self.recordings, self.pool = max(self.budget // 2, longest), {}, None
+    torch.cuda.empty_cache()
+    print(f"train: out of memory; rows hold {self.budget} tokens from here on, a step what it held before")
 
-    def _record(self, row, scale):
-        "A CUDA graph of a row's passes, the tensors it reads and the one it writes its loss to."
-        import torch
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            loss = self._backward(row, scale)
-        self.pool = graph.pool()
-        return graph, row, loss
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #9ecc35d0
+@patch
+def evaluate(self: Step,
+    examples: list, # Encoded examples
+) -> float: # The mean loss a completion token
+    "The loss alone, with nothing dropped."
+    import torch
+    start = perf_counter()
+    self._refresh()
+    self.lm.eval()
+    total = count = 0
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for rows in micro_batches(examples, self.budget):
+            total += self._loss(self._tensors(rows, 1)).item()
+            count += _completion_tokens(rows)
+    self.lm.train()
+    self.since += perf_counter() - start # the time of steps is what `speed` reports
+    return total / count
 
-    def _halve(self, examples):
-        "A smaller budget after running out of memory; gives up where each example has a row of its own."
-        import torch
-        longest = max(len(example["input_ids"]) for example in examples)
-        if self.budget <= longest:
-            raise UserError(f"out of memory with {longest} tokens in a row; train with a smaller --max_length, "
-                            "or on a GPU with more memory")
-        self.budget, self.recordings, self.pool = max(self.budget // 2, longest), {}, None
-        torch.cuda.empty_cache()
-        print(f"train: out of memory; rows hold {self.budget} tokens from here on, a step what it held before")
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #ab6455cc
+@patch
+def speed(self: Step) -> dict: # Real tokens a second, and on a GPU its use (MFU) and peak memory
+    "Figures since the last call."
+    import torch
+    seconds, self.since = perf_counter() - self.since, perf_counter()
+    tokens, self.tokens = self.tokens, 0
+    if self.device.type != "cuda":
+        return dict(tokens_per_s=round(tokens / seconds))
+    self.rate = self.rate or product_rate()
+    mfu = 4 * self.products * tokens / seconds / self.rate
+    return dict(tokens_per_s=round(tokens / seconds), mfu=round(mfu, 3),
+                peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2))
 
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #496334b5
+@patch
+def check(self: Step,
+    step: int, # The number of the latest step
+    gradient_norm: float, # Its gradient norm
+):
+    "Raise `UserError` if a loss since the last check, or this gradient norm, is not finite."
+    import torch
+    losses = torch.stack([loss for _, loss in self.recent]).tolist()
+    for i, ((rows, _), loss) in enumerate(zip(self.recent, losses)):
+        last = i == len(losses) - 1
+        if not isfinite(loss) or last and not isfinite(gradient_norm):
+            what = f"gradient norm became {gradient_norm}" if isfinite(loss) else f"loss became {loss}"
+            raise UserError(f"the {what} at step {step - len(losses) + 1 + i}, on training rows {rows}; the "
+                            "checkpoints before it stand. Train with a lower --learning_rate")
+    self.recent = []
 
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #1f398222
 def _check_attention(config, longest):
     "Raise `UserError` for architectures whose attention is more than causal."
     window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
     if getattr(config, "attn_logit_softcapping", None) or window and window < longest:
         raise UserError(f"{config.model_type} models cap their attention scores or look back {window} tokens only, which "
                         f"packed rows do not; choose another base, or a --max_length up to {window}")
-
-def _completion_tokens(examples):
-    "How many tokens of the examples the loss falls on."
-    return sum(int((example["labels"] != -100).sum()) for example in examples)
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #ac6b3c1b
 @known_noise()
