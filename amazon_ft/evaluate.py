@@ -161,14 +161,15 @@ def mean_interval(
     seed: int = 42, # Of the resamples
     resamples: int = 9999, # scipy's own default
 ) -> dict: # `mean`, and `low` and `high`, between which it lies with 95 % confidence
-    "The mean and its 95 % bootstrap interval (BCa)."
+    "The mean and its 95 % bootstrap interval (BCa), exact binomial where all values are 0 or all are 1."
     import numpy as np
-    from scipy.stats import bootstrap
+    from scipy.stats import binomtest, bootstrap
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
     mean = float(values.mean())
     if np.ptp(values) == 0:
-        return dict(mean=mean, low=mean, high=mean)
+        exact = binomtest(int(mean) * len(values), len(values)).proportion_ci() if mean in (0, 1) else None
+        return dict(mean=mean, low=exact.low if exact else mean, high=exact.high if exact else mean)
     bounds = bootstrap([values], np.mean, method="BCa", n_resamples=resamples, batch=1 + 2**22 // len(values),
                        rng=np.random.default_rng(seed)).confidence_interval
     return dict(mean=mean, low=float(bounds.low), high=float(bounds.high))

@@ -10,6 +10,7 @@ TinyLlama-1.1B's shape with random weights to MODELS/base and MODELS/tuned. Such
 every answer runs to the cap: the worst case. One-by-one generation is timed on a few titles in the same run.
 """
 import json
+import os
 import shutil
 from argparse import ArgumentParser
 from pathlib import Path
@@ -122,21 +123,22 @@ def main():
     parser.add_argument("--one", type=int, default=20, help="titles to describe one by one")
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--batch_size", type=int, help="prompts at a time (default: batch_rows)")
-    parser.add_argument("--out", type=Path, help="file for the JSON")
+    parser.add_argument("--out", type=Path, help="JSON file to add the results to")
     args = parser.parse_args()
     if args.make:
         make_models(args.make, args.tokenizer)
         if not args.model:
             return
-    found = dict(hardware=hardware(), versions=versions())
+    found = dict(hardware=hardware(), versions=versions()) if args.model else {}
     if args.rows:
-        found["scoring"] = dict(rows=args.rows, seconds=time_scoring(args.rows, args.repeats))
+        found["scoring"] = dict(rows=args.rows, hardware=f"CPU, {os.cpu_count()} cores",
+                                seconds=time_scoring(args.rows, args.repeats))
     if args.model:
         found["generation"] = time_generation(args.model, args.k, args.one, args.max_new_tokens, args.batch_size)
-    text = json.dumps(found, indent=2)
-    print(text)
+    print(json.dumps(found, indent=2))
     if args.out:
-        args.out.write_text(text + "\n")
+        before = json.loads(args.out.read_text()) if args.out.exists() else {}
+        args.out.write_text(json.dumps(before | found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
