@@ -7,11 +7,10 @@ __all__ = ['NOT_A_ROW', 'MAX_LINE', 'READ_SIZE', 'STRANGERS', 'DAMAGE', 'MIN_CHA
            'RESIDUE', 'GLUED', 'RULES', 'NEAR', 'PUNCTUATION', 'RULES_VERSION', 'amazon_ft_prepare', 'ARCHIVE_ID',
            'ARCHIVE_BYTES', 'Record', 'record_type', 'Tally', 'reason_of', 'json_columns', 'check_columns',
            'line_blocks', 'json_rows', 'refuse_strangers', 'unwrap', 'choose_member', 'open_catalogue', 'csv_rows',
-           'is_utf8', 'parquet_rows', 'find_files', 'file_rows', 'read_rows', 'priority', 'Sampler', 'unescape',
-           'drop_tags', 'drop_controls', 'drop_residue', 'split_glued', 'fold_space', 'clean', 'shingles', 'jaccard',
-           'NearIndex', 'Dealt', 'deal', 'row_of', 'save_splits', 'without_bars', 'count_near', 'audit', 'texts_of',
-           'request_of', 'find_prepared', 'data_digest', 'read_sample', 'check_tally', 'Read', 'read_pieces',
-           'read_enough', 'build', 'summary', 'prepare', 'check_arguments', 'disk_full_is_an_error', 'download']
+           'parquet_rows', 'find_files', 'read_rows', 'Sampler', 'unescape', 'drop_tags', 'drop_controls',
+           'drop_residue', 'split_glued', 'fold_space', 'clean', 'shingles', 'jaccard', 'NearIndex', 'deal', 'row_of',
+           'save_splits', 'count_near', 'audit', 'request_of', 'find_prepared', 'data_digest', 'read_sample',
+           'check_tally', 'choose', 'build', 'summary', 'prepare', 'check_arguments', 'download']
 
 # %% ../nbs/01_prepare_dataset.ipynb #d002
 import codecs
@@ -21,18 +20,18 @@ import html
 import io
 import os
 import re
-import time
 import zipfile
 import zlib
 from array import array
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from operator import add
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from isal import igzip_threaded, isal_zlib
 
 from .core import (QUESTION, UserError, asset, atomic_dir, atomic_write, chat, command, digest, paths,
                             prompt_format, read_manifest, stage_lock, target_text, workspace, write_manifest)
@@ -52,40 +51,39 @@ def record_type(
     "The type that `msgspec` decodes a line into: attributes `title`, `content`, `uid`."
     fields = [("title", str | None, msgspec.field(name=title_column)),
               ("content", str | None, msgspec.field(name=content_column)),
-              ("uid", str | int | None, msgspec.field(name="uid", default=""))]
+              ("uid", str | int | float | None, msgspec.field(name="uid", default=""))]
     return msgspec.defstruct("Row", fields, gc=False)
 
 # %% ../nbs/01_prepare_dataset.ipynb #d013
 class Tally:
     "What became of every line read."
-    def __init__(
-        self,
-        keep: int = 100, # Number of bad lines to remember, the first ones
-    ):
-        self.keep, self.lines, self.skipped, self.bad, self.examples = keep, 0, Counter(), Counter(), []
+    def __init__(self):
+        self.lines, self.skipped, self.bad, self.examples = 0, Counter(), Counter(), []
 
     def reject(
         self,
-        reason: str, # One of few, for counting
+        error: Exception, # One of `NOT_A_ROW`
         where: str, # File and line number
-        detail: str, # What exactly is wrong
-        text: str = "", # The line
+        text: str, # The line
     ):
-        "Count a bad line."
+        "Count a bad line, and remember it if it is among the first hundred."
+        reason = reason_of(error)
         self.bad[reason] += 1
-        if len(self.examples) < self.keep:
-            self.examples.append(f"{where}: {reason}: {detail}\n    {text[:200]!r}")
+        if len(self.examples) < 100:
+            self.examples.append(f"{where}: {reason}: {error}\n    {text[:200]!r}")
 
 # %% ../nbs/01_prepare_dataset.ipynb #d015
-NOT_A_ROW = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+NOT_A_ROW = (msgspec.MsgspecError, csv.Error, UnicodeError, RecursionError)
 
 # %% ../nbs/01_prepare_dataset.ipynb #d016
 def reason_of(
     error: Exception, # One of `NOT_A_ROW`
 ) -> str:
     "Why a line could not be decoded, as a reason to count."
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeError):
         return "undecodable bytes"
+    if isinstance(error, csv.Error):
+        return "malformed CSV"
     if not isinstance(error, msgspec.ValidationError):
         return "malformed JSON"
     if "missing required field" in str(error):
@@ -93,16 +91,12 @@ def reason_of(
     return "wrong type" if " - at `$." in str(error) else "not an object"
 
 # %% ../nbs/01_prepare_dataset.ipynb #d019
-def json_columns(
-    block: bytes, # Whole lines
-) -> list: # Names of the fields met, in order
+def json_columns(block: bytes) -> list: # Names of the fields, in order
     "The fields of the first lines that are JSON objects."
     names = {}
     for line in block.splitlines()[:100]:
-        try:
+        with suppress(*NOT_A_ROW):
             names.update(msgspec.json.decode(line, type=dict[str, msgspec.Raw]))
-        except NOT_A_ROW:
-            continue
     return list(names)
 
 # %% ../nbs/01_prepare_dataset.ipynb #d020
@@ -175,7 +169,7 @@ def _line_by_line(block, decoder, name, first, tally):
         try:
             yield decoder.decode(line)
         except NOT_A_ROW as error:
-            tally.reject(reason_of(error), f"{name}, line {number}", str(error), line[:200].decode("utf-8", "replace"))
+            tally.reject(error, f"{name}, line {number}", line[:200].decode("utf-8", "replace"))
 
 # %% ../nbs/01_prepare_dataset.ipynb #d032
 STRANGERS = {b"<": "a web page or XML, not data: the download went wrong",
@@ -205,7 +199,6 @@ def unwrap(
     closing: ExitStack, # Closes what is opened here
 ) -> tuple: # Name and stream without their containers
     "What is inside gzip and zip, however deep."
-    from isal import igzip_threaded
     head = stream.peek(64)[:64]
     if head.startswith(b"\x1f\x8b"):
         inside = closing.enter_context(igzip_threaded.open(stream, "rb", block_size=READ_SIZE))
@@ -231,7 +224,7 @@ def choose_member(
     return files[0]
 
 # %% ../nbs/01_prepare_dataset.ipynb #d040
-DAMAGE = (OSError, EOFError, RuntimeError, OverflowError, zlib.error, zipfile.BadZipFile)
+DAMAGE = (OSError, EOFError, RuntimeError, OverflowError, UnicodeError, zlib.error, isal_zlib.error, zipfile.BadZipFile)
 
 # %% ../nbs/01_prepare_dataset.ipynb #d041
 @contextmanager
@@ -239,14 +232,11 @@ def open_catalogue(
     file: Path, # Any container
 ):
     "Name, stream and raw file behind it; what is wrong with the container is raised as `UserError`."
-    from isal import isal_zlib
     with open(file, "rb") as raw, ExitStack() as closing:
         try:
             yield *unwrap(Path(file).name, raw, closing), raw
-        except (*DAMAGE, isal_zlib.error) as error:
-            raise UserError(f"{file}: the file is damaged or incomplete ({error}); fetch it again") from error
-        except UnicodeError as error:
-            raise UserError(f"{file}: not in the given --encoding ({error})") from error
+        except DAMAGE as error:
+            raise UserError(f"{file}: damaged or incomplete ({error}); fetch it again, or give its --encoding") from error
 
 # %% ../nbs/01_prepare_dataset.ipynb #d046
 def csv_rows(
@@ -256,57 +246,41 @@ def csv_rows(
     encoding: str, # Python's name of it
     tally: Tally, # Records are counted here
 ):
-    "Batches of rows of a CSV file whose first line names the columns."
+    "Rows of a CSV file whose first line names the columns, each a batch of its own."
     csv.field_size_limit(MAX_LINE)
     row = record_type(*columns)
-    encoding = "utf-8-sig" if is_utf8(encoding) else encoding
     with io.TextIOWrapper(stream, encoding, "surrogateescape", newline="") as text:
-        header = text.readline()
+        header = text.readline().removeprefix("\ufeff")
         delimiter = max(",;\t|", key=header.count)
         names = next(csv.reader([header], delimiter=delimiter), [])
         check_columns(name, columns, names)
-        places = [names.index(column) for column in columns]
-        places += [names.index("uid")] if "uid" in names else []
         reader = csv.reader(text, delimiter=delimiter, strict=True)
-        while batch := list(_csv_batch(reader, len(names), places, name, tally)):
-            yield [row(*fields) for fields in batch if fields]
-
-def _csv_batch(reader, width, places, name, tally, size=1000):
-    "The wanted fields of the next records; `None` for one that is blank or bad."
-    for _ in range(size):
-        where, fields, problem = f"{name}, line {reader.line_num + 2}", [""], None
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            problem = "malformed CSV", str(error)
-        tally.lines += 1
-        problem = problem or _csv_problem(fields, width)
-        if not fields:
-            tally.skipped["blank line"] += 1
-        elif problem:
-            tally.reject(problem[0], where, problem[1], ",".join(fields).encode("utf-8", "replace").decode())
-        yield None if problem else [fields[place] for place in places]
+        while True:
+            where, fields, rows = f"{name}, line {reader.line_num + 2}", [], []
+            try:
+                fields = next(reader)
+                if fields:
+                    rows = [msgspec.convert(_csv_record(names, fields), row)]
+                else:
+                    tally.skipped["blank line"] += 1
+            except StopIteration:
+                return
+            except NOT_A_ROW as error:
+                tally.reject(error, where, ",".join(fields))
+            tally.lines += 1
+            yield rows
 
 # %% ../nbs/01_prepare_dataset.ipynb #d048
-def is_utf8(
-    encoding: str, # Python's name of it, or an alias
-) -> bool:
-    "Whether text needs no recoding."
-    return codecs.lookup(encoding).name == "utf-8"
-
-# %% ../nbs/01_prepare_dataset.ipynb #d049
-def _csv_problem(fields, width):
-    "Why a record cannot be used: reason and detail, or `None`."
-    if len(fields) != width:
-        return "missing field" if len(fields) < width else "malformed CSV", f"{len(fields)} fields instead of {width}"
-    if not "".join(fields).isprintable() and any("\udc80" <= c <= "\udcff" for c in "".join(fields)):
-        return "undecodable bytes", "not in the given encoding"
+def _csv_record(names, fields):
+    "A record by the names of its columns; raises what is wrong with it."
+    if len(fields) != len(names):
+        raise csv.Error(f"{len(fields)} fields instead of {len(names)}")
+    ",".join(fields).encode() # fails on surrogates
+    return dict(zip(names, fields))
 
 # %% ../nbs/01_prepare_dataset.ipynb #d052
 def parquet_rows(
-    raw, # Binary file
+    stream, # Binary stream that can seek
     name: str, # The file's name, for messages
     columns: tuple, # Names of the title and content columns
     tally: Tally, # Rows are counted here
@@ -316,24 +290,14 @@ def parquet_rows(
     from pyarrow import parquet
     row = record_type(*columns)
     try:
-        table = parquet.ParquetFile(raw, page_checksum_verification=True)
-        check_columns(name, columns, table.schema_arrow.names)
-        wanted = [*columns, *({"uid"} & set(table.schema_arrow.names))]
-        for batch in table.iter_batches(4096, columns=wanted):
-            yield list(_checked(zip(*(batch[column].to_pylist() for column in wanted)), name, row, tally))
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{name}: the file is damaged or incomplete ({error}); fetch it again") from error
-
-# %% ../nbs/01_prepare_dataset.ipynb #d053
-def _checked(batch, name, row, tally):
-    "Rows whose title and content are text or missing."
-    for title, content, *uid in batch:
-        tally.lines += 1
-        if isinstance(title, str | None) and isinstance(content, str | None):
-            yield row(title, content, *uid)
-        else:
-            where, rule = f"{name}, row {tally.lines}", "title and content must be text"
-            tally.reject("wrong type", where, rule, f"{title} {content}")
+        table = parquet.ParquetFile(stream, page_checksum_verification=True)
+        names = table.schema_arrow.names
+        check_columns(name, columns, names)
+        for batch in table.iter_batches(4096, columns=[n for n in names if n in (*columns, "uid")]):
+            tally.lines += len(batch)
+            yield msgspec.convert(batch.to_pylist(), list[row])
+    except (pyarrow.ArrowException, msgspec.ValidationError) as error:
+        raise UserError(f"{name}: damaged or incomplete, or its columns are not text ({error})") from error
 
 # %% ../nbs/01_prepare_dataset.ipynb #d057
 def find_files(
@@ -350,26 +314,6 @@ def find_files(
     return files
 
 # %% ../nbs/01_prepare_dataset.ipynb #d058
-def file_rows(
-    file: Path, # One catalogue
-    columns: tuple, # Names of the title and content columns
-    encoding: str, # Of JSON and CSV
-    tally: Tally, # Lines are counted here
-):
-    "Batches of rows of one file, each with the number of the file's bytes read so far."
-    with open_catalogue(file) as (name, stream, raw):
-        if stream is raw and stream.peek(4).startswith(b"PAR1"):
-            batches = parquet_rows(raw, name, columns, tally)
-        elif name.lower().endswith((".csv", ".tsv")):
-            batches = csv_rows(stream, name, columns, encoding, tally)
-        else:
-            if not is_utf8(encoding):
-                stream = codecs.EncodedFile(stream, "utf-8", encoding, "surrogateescape")
-            batches = json_rows(stream, name, columns, tally)
-        for rows in batches:
-            yield rows, raw.tell()
-
-# %% ../nbs/01_prepare_dataset.ipynb #d059
 def read_rows(
     files: list, # From find_files
     tally: Tally, # Every line is counted here
@@ -378,24 +322,24 @@ def read_rows(
 ):
     "Batches of decoded rows of all files, with a progress bar by bytes."
     from tqdm.auto import tqdm
-    size, start = sum(file.stat().st_size for file in files), time.time()
-    with tqdm(total=size, desc="read", unit="B", unit_scale=True, delay=2) as bar:
-        done = 0
+    with tqdm(total=sum(file.stat().st_size for file in files), desc="read", unit="B", unit_scale=True, delay=2) as bar:
         for file in files:
-            for rows, position in file_rows(file, columns, encoding, tally):
-                bar.set_postfix_str(f"{tally.lines / (time.time() - start + 1e-9):,.0f} rows/s", refresh=False)
-                bar.update(done + position - bar.n)
-                yield rows
-            done += file.stat().st_size
+            done = bar.n
+            with open_catalogue(file) as (name, stream, raw):
+                for rows in _rows(name, stream, columns, encoding, tally):
+                    bar.update(done + raw.tell() - bar.n)
+                    yield rows
 
-# %% ../nbs/01_prepare_dataset.ipynb #d063
-def priority(
-    content: str, # A description as it was read
-    seed: int, # Another seed, another sample
-) -> int: # 64 bits
-    "The seeded hash by which rows are sampled, blind to white space around the text."
-    from xxhash import xxh3_64_intdigest
-    return xxh3_64_intdigest(content.strip().encode(), seed)
+# %% ../nbs/01_prepare_dataset.ipynb #d059
+def _rows(name, stream, columns, encoding, tally):
+    "Batches of rows of one open file, whatever its format."
+    if stream.peek(4).startswith(b"PAR1"):
+        return parquet_rows(stream, name, columns, tally)
+    if name.lower().endswith((".csv", ".tsv")):
+        return csv_rows(stream, name, columns, encoding, tally)
+    if codecs.lookup(encoding).name != "utf-8":
+        stream = codecs.EncodedFile(stream, "utf-8", encoding, "surrogateescape")
+    return json_rows(stream, name, columns, tally)
 
 # %% ../nbs/01_prepare_dataset.ipynb #d066
 MIN_CHARACTERS = 20
@@ -432,19 +376,13 @@ class Sampler:
                 skipped["short content" if content else "empty content"] += 1
         self.priorities.extend(keys)
         if 0 <= self.k < len(self.rows) - max(self.k // 2, 1000):
-            self._prune()
-
-    def _prune(self):
-        "Forget all but the `k` smallest."
-        smallest = sorted(self.rows)[:self.k]
-        self.rows = {key: self.rows[key] for key in smallest}
-        self.limit = max(smallest, default=0)
+            self.rows = {key: self.rows[key] for key in sorted(self.rows)[:self.k]}
+            self.limit = max(self.rows, default=0)
 
     def n_distinct(self) -> int:
         "Number of distinct descriptions among all that were offered."
         import numpy as np
-        ordered = np.sort(np.frombuffer(self.priorities, np.uint64))
-        return min(1, len(ordered)) + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
+        return len(np.unique(np.frombuffer(self.priorities, np.uint64)))
 
     def result(self) -> list: # Records
         "The sample, by rising priority; the sampler is empty afterwards."
@@ -521,10 +459,11 @@ RULES = {"entities": unescape, "tags": drop_tags, "control characters": drop_con
 # %% ../nbs/01_prepare_dataset.ipynb #d101
 def clean(
     text: str, # A title or a description, as read
+    rules: dict = RULES, # Those to apply
 ) -> tuple: # The clean text, and the names of the rules that changed it
-    "Apply all rules."
+    "Apply rules in their order."
     touched = []
-    for name, rule in RULES.items():
+    for name, rule in rules.items():
         before, text = text, rule(text)
         if text != before:
             touched.append(name)
@@ -559,19 +498,13 @@ class NearIndex:
         from rensa import RMinHash
         return RMinHash.from_token_sets([list(s) for s in sets], 128, 42)
 
-    def insert(
-        self,
-        texts: list,
-    ):
+    def insert(self, texts: list):
         "Put texts into the index."
         sets = [shingles(text) for text in texts]
         self.index.insert_many(self.sketches(sets), len(self.sets))
         self.sets += sets
 
-    def flags(
-        self,
-        texts: list,
-    ) -> list: # One bool a text
+    def flags(self, texts: list) -> list: # One bool a text
         "Whether each text is a near-duplicate of one in the index."
         if not self.sets:
             return [False] * len(texts)
@@ -580,45 +513,39 @@ class NearIndex:
         return [any(jaccard(s, self.sets[i]) >= NEAR for i in keys) for s, keys in zip(sets, proposed)]
 
 # %% ../nbs/01_prepare_dataset.ipynb #d114
-class Dealt(NamedTuple):
-    "Some rows of one split."
-    split: str
-    records: list
-    touched: Counter # Rows that each cleaning rule changed
-
-# %% ../nbs/01_prepare_dataset.ipynb #d115
 def deal(
     records: list, # From Sampler.result, by rising priority; emptied on the way
     sizes: dict, # Rows wanted of each split, in this order; -1 takes all
-    cleaning: bool, # Whether to apply the rules
+    rules: dict, # Of cleaning
+    touched: Counter, # Rows that each rule changed are counted here
     dropped: Counter, # Rows not used are counted here by reason
 ):
-    "`Dealt` pieces of at most 10,000 rows."
+    "Pieces of at most 10,000 rows: the split's name and its records."
     records.reverse()
     near_title, near_content = NearIndex(), NearIndex()
     for split, size in sizes.items():
         held, missing = [], size
         while records and missing:
             n = min(10_000, len(records), missing if missing > 0 else 10_000)
-            pairs = _cleaned([records.pop() for _ in range(n)], cleaning, dropped)
+            pairs = _cleaned([records.pop() for _ in range(n)], rules, dropped)
             titles, contents = [r.title for r, _ in pairs], [r.content for r, _ in pairs]
             close = zip(near_title.flags(titles), near_content.flags(contents))
             kept = [pair for pair, flags in zip(pairs, close) if not any(flags)]
             dropped[f"{split}: near-duplicate of an earlier split"] += len(pairs) - len(kept)
             missing -= len(kept) if missing > 0 else 0
-            yield Dealt(split, [r for r, _ in kept], Counter(rule for _, rules in kept for rule in rules))
+            touched.update(rule for _, changed in kept for rule in changed)
+            yield split, [r for r, _ in kept]
             held += [r for r, _ in kept] if size > 0 else []
         if split != "train":
             near_title.insert([r.title for r in held])
             near_content.insert([r.content for r in held])
 
-# %% ../nbs/01_prepare_dataset.ipynb #d116
-def _cleaned(records, cleaning, dropped):
+# %% ../nbs/01_prepare_dataset.ipynb #d115
+def _cleaned(records, rules, dropped):
     "Pairs of a cleaned record and the rules that changed it, without those of which too little is left."
     pairs = []
     for record in records:
-        (title, in_title), (content, in_content) = (
-            (clean(text) if cleaning else (text, [])) for text in (record.title, record.content))
+        (title, in_title), (content, in_content) = clean(record.title, rules), clean(record.content, rules)
         if title.strip() and len(content) >= MIN_CHARACTERS:
             pairs.append((Record(title, content, record.uid), {*in_title, *in_content}))
     dropped["too short once cleaned"] += len(records) - len(pairs)
@@ -639,39 +566,28 @@ def save_splits(
     pieces, # From deal
     folder: Path, # Where `datasets.load_from_disk` will find the splits
     question: str, # What the shopper asks
-) -> Counter: # Rows that each cleaning rule changed
-    "Write the splits; no more than one piece is in memory."
+):
+    "Write the splits piece by piece."
     import pyarrow as pa
-    from datasets import Dataset, DatasetDict, Features, Value
+    from datasets import (Dataset, DatasetDict, Features, Value, are_progress_bars_disabled, disable_progress_bars,
+                          enable_progress_bars)
     from tqdm.auto import tqdm
     chat_type = [{"role": Value("string"), "content": Value("string")}]
     texts = dict.fromkeys(("uid", "title", "content"), Value("string"))
     schema = Features(texts | dict(prompt=chat_type, completion=chat_type)).arrow_schema
     parts = {split: folder / f"{split}.part" for split in ("train", "validation", "test")}
-    writers = {split: pa.ipc.new_stream(part, schema) for split, part in parts.items()}
-    touched = Counter()
-    for piece in tqdm(pieces, desc="clean and write", unit=" pieces", delay=2):
-        writers[piece.split].write(pa.RecordBatch.from_pylist([row_of(r, question) for r in piece.records], schema))
-        touched += piece.touched
-    for writer in writers.values():
-        writer.close()
+    with ExitStack() as closing:
+        writers = {split: closing.enter_context(pa.ipc.new_stream(part, schema)) for split, part in parts.items()}
+        for split, records in tqdm(pieces, desc="write", unit=" pieces", delay=2):
+            writers[split].write(pa.RecordBatch.from_pylist([row_of(r, question) for r in records], schema))
     empty = {split: Dataset(schema.empty_table(), fingerprint=digest(part)[:16]) for split, part in parts.items()}
-    with without_bars():
-        DatasetDict(empty).save_to_disk(folder, num_shards=dict.fromkeys(parts, 1))
-    for split, part in parts.items():
-        os.replace(part, folder / split / "data-00000-of-00001.arrow")
-    return touched
-
-# %% ../nbs/01_prepare_dataset.ipynb #d124
-@contextmanager
-def without_bars():
-    "The progress bars of `datasets` switched off."
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     were_off = are_progress_bars_disabled()
     disable_progress_bars()
-    yield
+    DatasetDict(empty).save_to_disk(folder, num_shards=dict.fromkeys(parts, 1))
     if not were_off:
         enable_progress_bars()
+    for split, part in parts.items():
+        os.replace(part, folder / split / "data-00000-of-00001.arrow")
 
 # %% ../nbs/01_prepare_dataset.ipynb #d126
 def count_near(
@@ -706,23 +622,10 @@ def audit(
     kept = sum(counts["kept"].values())
     found["rows unaccounted for"] = counts["distinct"] - kept - sum(counts["dropped"].values()) - counts["not needed"]
     for column in ("title", "content"):
-        earlier = []
-        for split in ("test", "validation", "train"):
-            if earlier:
-                n_near = count_near(earlier, texts_of(dataset[split], column))
-                found[f"{split}: {column} near an earlier split"] = n_near
-            if split != "train":
-                earlier += texts_of(dataset[split], column)
+        test, validation, train = (dataset[split][column] for split in ("test", "validation", "train"))
+        found[f"validation: {column} near an earlier split"] = count_near(test, validation)
+        found[f"train: {column} near an earlier split"] = count_near([*test, *validation], train)
     return found
-
-# %% ../nbs/01_prepare_dataset.ipynb #d130
-def texts_of(
-    split, # One `Dataset`
-    column: str, # One of its columns of text
-):
-    "A column's texts, a thousand at a time."
-    for batch in split.select_columns([column]).iter(1000):
-        yield from batch[column]
 
 # %% ../nbs/01_prepare_dataset.ipynb #d132
 RULES_VERSION = 1
@@ -730,7 +633,7 @@ RULES_VERSION = 1
 # %% ../nbs/01_prepare_dataset.ipynb #d133
 def request_of(
     files: list, # From find_files
-    **arguments, # Of prepare, those that the result depends on
+    arguments: dict, # Of prepare, those that the result depends on
 ) -> dict:
     "All that a prepared dataset depends on."
     stats = [(file, file.stat()) for file in files]
@@ -746,8 +649,8 @@ def find_prepared(
     if not folder.exists():
         return None
     manifest = read_manifest(folder, "prepare", "move it away")
-    same = all(manifest.get(key) == value for key, value in request.items())
-    return manifest if same and manifest["data"] == data_digest(folder) else None
+    same = request.items() <= manifest.items() and manifest["data"] == data_digest(folder)
+    return manifest if same else None
 
 # %% ../nbs/01_prepare_dataset.ipynb #d135
 def data_digest(
@@ -773,7 +676,6 @@ def read_sample(
 # %% ../nbs/01_prepare_dataset.ipynb #d138
 def check_tally(
     tally: Tally, # After reading
-    n_distinct: int, # Usable rows with distinct descriptions
     max_bad: float, # Share of bad lines that is accepted
 ):
     "Raise `UserError` if too many lines were bad, or none was usable."
@@ -782,70 +684,50 @@ def check_tally(
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in tally.bad.most_common())
         raise UserError(f"{n_bad:,} of {tally.lines:,} lines are bad ({reasons}), more than --max_bad {max_bad}. "
                         f"Wrong file, or wrong --encoding? The first ones:\n  {first}")
-    if not n_distinct:
+    if tally.lines == n_bad + tally.skipped.total():
         raise UserError(f"none of {tally.lines:,} lines is usable: {dict(tally.skipped | tally.bad)}")
 
 # %% ../nbs/01_prepare_dataset.ipynb #d139
-class Read(NamedTuple):
-    "What one pass over the source gave."
-    pieces: list # Of Dealt, or a generator of them if all rows are taken
-    counts: dict # Lines and rows by what became of them
-    left: list # Sampled rows that no piece holds; complete, as `dropped`, once the pieces are used up
-    dropped: Counter # Rows that deal left out, by reason
-    examples: list # The first bad lines
-
-# %% ../nbs/01_prepare_dataset.ipynb #d140
-def read_pieces(
+def choose(
     files: list, # From find_files
     wish: dict, # Arguments of prepare
-    k: int, # Rows to sample; -1 takes all
-) -> Read:
-    "Read, sample, clean and deal."
+) -> tuple: # Pieces from deal, counts of lines and rows, rows that each cleaning rule changed, the first bad lines
+    "Read, sample, clean and deal, with as large a sample as it takes."
     sizes = dict(test=wish["n_test"], validation=wish["n_valid"], train=wish["n_train"])
-    columns, dropped = (wish["title_column"], wish["content_column"]), Counter()
-    sampler, tally = read_sample(files, k, wish["seed"], columns, wish["encoding"])
-    n_distinct, records = sampler.n_distinct(), sampler.result()
-    check_tally(tally, n_distinct, wish["max_bad"])
-    counts = dict(lines=tally.lines, skipped=dict(tally.skipped), bad=dict(tally.bad), distinct=n_distinct,
-                  repeated=len(sampler.priorities) - n_distinct, sampled=len(records))
-    pieces = deal(records, sizes, not wish["no_clean"], dropped)
-    return Read(pieces if k < 0 else list(pieces), counts, records, dropped, tally.examples)
-
-# %% ../nbs/01_prepare_dataset.ipynb #d141
-def read_enough(
-    files: list, # From find_files
-    wish: dict, # Arguments of prepare
-) -> Read:
-    "`read_pieces` with as large a sample as it takes."
-    wanted = wish["n_test"] + wish["n_valid"] + wish["n_train"]
+    columns, rules = (wish["title_column"], wish["content_column"]), {} if wish["no_clean"] else RULES
+    wanted = sum(sizes.values())
     k = -1 if wish["n_train"] < 0 else wanted + wanted // 10 + 500
     while True:
-        read = read_pieces(files, wish, k)
-        if k < 0 or read.counts["sampled"] == read.counts["distinct"]:
-            return read
-        if sum(len(piece.records) for piece in read.pieces) >= wanted:
-            return read
+        sampler, tally = read_sample(files, k, wish["seed"], columns, wish["encoding"])
+        check_tally(tally, wish["max_bad"])
+        n_distinct, records = sampler.n_distinct(), sampler.result()
+        n_sampled, touched, dropped = len(records), Counter(), Counter()
+        pieces = list(deal(records, sizes, rules, touched, dropped))
+        if n_sampled == n_distinct or sum(len(rows) for _, rows in pieces) >= wanted:
+            break
         k *= 4
+    counts = dict(lines=tally.lines, skipped=dict(tally.skipped), bad=dict(tally.bad), distinct=n_distinct,
+                  repeated=len(sampler.priorities) - n_distinct, sampled=n_sampled, dropped=dict(+dropped))
+    counts["not needed"] = n_distinct - n_sampled + len(records)
+    return pieces, counts, touched, tally.examples
 
-# %% ../nbs/01_prepare_dataset.ipynb #d142
+# %% ../nbs/01_prepare_dataset.ipynb #d140
 def build(
     folder: Path, # An empty folder to fill
     files: list, # From find_files
     request: dict, # From request_of
 ) -> dict: # The manifest
-    "Read, deal, write and audit."
+    "Choose, write and audit."
     from datasets import load_from_disk
     wish = request["arguments"]
-    read = read_enough(files, wish)
-    touched = save_splits(read.pieces, folder, wish["question"])
-    atomic_write(folder / "bad_lines.txt", "".join(f"{example}\n" for example in read.examples))
+    pieces, counts, touched, examples = choose(files, wish)
+    save_splits(pieces, folder, wish["question"])
+    atomic_write(folder / "bad_lines.txt", "".join(f"{example}\n" for example in examples))
     dataset = load_from_disk(folder)
-    kept = {split: len(rows) for split, rows in dataset.items()}
-    if wish["n_train"] and not kept["train"]:
-        raise UserError(f"{wish['source']}: of {read.counts['distinct']:,} usable rows none is left for training; "
+    counts["kept"] = {split: len(rows) for split, rows in dataset.items()}
+    if wish["n_train"] and not counts["kept"]["train"]:
+        raise UserError(f"{wish['source']}: of {counts['distinct']:,} usable rows none is left for training; "
                         "ask for fewer with --n_test and --n_valid")
-    not_needed = read.counts["distinct"] - read.counts["sampled"] + len(read.left)
-    counts = dict(**read.counts, dropped=dict(+read.dropped), kept=kept, **{"not needed": not_needed})
     cleaning = None if wish["no_clean"] else {rule: touched[rule] for rule in RULES}
     return write_manifest(folder, "prepare", **request, counts=counts, cleaning=cleaning, data=data_digest(folder),
                           audit=audit(dataset, counts))
@@ -888,13 +770,18 @@ def prepare(
     arguments = {name: value for name, value in locals().items() if name != "root"}
     check_arguments(arguments)
     files, folder = find_files(source), paths(root=root).prepared
-    request = request_of(files, **arguments)
-    with stage_lock(workspace(root), create=True), disk_full_is_an_error(folder):
-        manifest = find_prepared(folder, request)
-        print(f"{folder} is up to date" if manifest else f"preparing {source}")
-        if manifest is None:
-            with atomic_dir(folder) as new:
-                manifest = build(new, files, request)
+    request = request_of(files, arguments)
+    try:
+        with stage_lock(workspace(root), create=True):
+            manifest = find_prepared(folder, request)
+            print(f"{folder} is up to date" if manifest else f"preparing {source}")
+            if manifest is None:
+                with atomic_dir(folder) as new:
+                    manifest = build(new, files, request)
+    except OSError as error:
+        if error.errno in (ENOSPC, EFBIG, EDQUOT):
+            raise UserError(f"{folder}: the disk is full; make room, or choose another --root") from error
+        raise
     print(f"{summary(manifest)}\nwrote    {folder}")
     return manifest
 
@@ -917,19 +804,6 @@ def check_arguments(
     except LookupError as error:
         raise UserError(f"--encoding {wish['encoding']}: unknown; try utf-8, cp1252 or latin-1") from error
 
-# %% ../nbs/01_prepare_dataset.ipynb #d146
-@contextmanager
-def disk_full_is_an_error(
-    folder: Path, # Being written
-):
-    "A full disk as `UserError`; what was begun is removed by the next run."
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (ENOSPC, EFBIG, EDQUOT):
-            raise
-        raise UserError(f"{folder}: the disk is full; make room, or choose another --root") from error
-
 # %% ../nbs/01_prepare_dataset.ipynb #d186
 ARCHIVE_ID, ARCHIVE_BYTES = "12zH4mL2RX8iSvH0VCNnd3QxO4DzuHWnK", 889_969_656
 
@@ -938,27 +812,16 @@ def download(
     dest: str = "LF-Amazon-1.3M.raw.zip", # Where to put the archive of 890 MB
 ) -> Path: # The archive, for prepare
     "Fetch the original archive of AmazonTitles-1.3MM, or resume fetching it; raises `UserError` if that fails."
-    dest = Path(dest).expanduser()
-    if not (dest.exists() and dest.stat().st_size == ARCHIVE_BYTES):
-        _fetch(dest)
-    found = dest.stat().st_size
-    if found != ARCHIVE_BYTES:
-        raise UserError(f"{dest}: {found:,} bytes instead of {ARCHIVE_BYTES:,}; run the download again to resume it")
-    with open_catalogue(dest) as (_, stream, _):
-        while stream.read(READ_SIZE):
-            pass
-    return dest
-
-# %% ../nbs/01_prepare_dataset.ipynb #d188
-def _fetch(dest):
-    "Download with gdown, which knows Drive's confirmation pages."
     import gdown
-    advice = ("Google Drive refuses to give the file, most often because its daily quota is used up. Try tomorrow, "
-              "or open https://drive.google.com/file/d/%s, make a copy in your own Drive, and use that" % ARCHIVE_ID)
+    dest = Path(dest).expanduser()
     try:
-        gdown.download(id=ARCHIVE_ID, output=str(dest), resume=True)
+        if not (dest.exists() and dest.stat().st_size == ARCHIVE_BYTES):
+            gdown.download(id=ARCHIVE_ID, output=str(dest), resume=True)
+        with open_catalogue(dest) as (_, stream, _):
+            while stream.read(READ_SIZE):
+                pass
     except gdown.exceptions.DownloadError as error:
-        raise UserError(advice) from error
-    with open(dest, "rb") as file:
-        if file.read(1) == b"<":
-            raise UserError(advice)
+        raise UserError("Google Drive refuses to give the file, most often because its daily quota is used up. Try "
+                        f"tomorrow, or open https://drive.google.com/file/d/{ARCHIVE_ID}, make a copy in your own "
+                        "Drive, and use that") from error
+    return dest
