@@ -64,7 +64,7 @@ class Tally:
             self.examples.append(f"{where}: {reason}: {error}\n    {text[:200]!r}")
 
 # %% ../nbs/01_prepare_dataset.ipynb #d015
-NOT_A_ROW = (msgspec.MsgspecError, csv.Error, UnicodeError, RecursionError)
+NOT_A_ROW = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 # %% ../nbs/01_prepare_dataset.ipynb #d016
 def _reason(error):
@@ -209,7 +209,8 @@ def open_catalogue(file: Path):
         try:
             yield *_unwrap(Path(file).name, raw, closing), raw
         except DAMAGE as error:
-            raise UserError(f"{file}: damaged or incomplete ({error}); fetch it again, or give its --encoding") from error
+            remedy = "fetch it again, or give its --encoding"
+            raise UserError(f"{file}: damaged or incomplete ({error}); {remedy}") from error
 
 # %% ../nbs/01_prepare_dataset.ipynb #d046
 def csv_rows(
@@ -232,7 +233,7 @@ def csv_rows(
             where, fields, rows = f"{name}, line {reader.line_num + 2}", [], []
             try:
                 fields = next(reader)
-                ",".join(fields).encode() # fails on bytes that the encoding does not know
+                ",".join(fields).encode() # fails on surrogates
                 if not fields:
                     tally.skipped["blank line"] += 1
                 elif len(fields) != len(names):
@@ -241,7 +242,7 @@ def csv_rows(
                     rows = [msgspec.convert(dict(zip(names, fields)), row)]
             except StopIteration:
                 return
-            except NOT_A_ROW as error:
+            except (csv.Error, UnicodeEncodeError) as error:
                 tally.reject(error, where, ",".join(fields))
             tally.lines += 1
             yield rows
@@ -268,10 +269,8 @@ def parquet_rows(
         raise UserError(f"{name}: damaged or incomplete, or its columns are not text ({error})") from error
 
 # %% ../nbs/01_prepare_dataset.ipynb #d057
-def find_files(
-    source: str, # A file, a glob, or `sample`
-) -> list: # Existing files, in the order of their names
-    "The files that `source` means; raises `UserError` if there are none."
+def find_files(source: str) -> list: # Existing files, in the order of their names
+    "The files that `source` means, a file, a glob or `sample`; raises `UserError` if there are none."
     if source == "sample":
         return [asset("sample/trn.json.gz")]
     file = Path(source).expanduser()
@@ -435,9 +434,7 @@ NEAR = 0.8
 PUNCTUATION = bytes(c if c > 127 or chr(c).isalnum() else 32 for c in range(256))
 
 # %% ../nbs/01_prepare_dataset.ipynb #d106
-def shingles(
-    text: str, # A title or a description
-) -> set: # Of bytes
+def shingles(text: str) -> set: # Of bytes
     "A text's runs of three words, blind to case and punctuation; a shorter text is one shingle."
     words = text.lower().encode().translate(PUNCTUATION).split()
     return set(map(add, map(add, words, words[1:]), words[2:])) or {b"".join(words)}
@@ -647,8 +644,7 @@ def _choose(files, wish):
         _check_tally(tally, wish["max_bad"])
         n_distinct, records = sampler.n_distinct(), sampler.result()
         n_sampled, touched, dropped = len(records), Counter(), Counter()
-        pieces = deal(records, sizes, rules, touched, dropped)
-        pieces = list(tqdm(pieces, desc="clean", unit=" pieces", delay=2))
+        pieces = list(tqdm(deal(records, sizes, rules, touched, dropped), desc="clean", unit=" pieces", delay=2))
         if n_sampled == n_distinct or sum(len(rows) for _, rows in pieces) >= wanted:
             break
         k *= 4
