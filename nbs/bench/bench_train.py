@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from argparse import ArgumentParser
 from importlib.metadata import version
@@ -26,6 +27,7 @@ SHAPE = dict(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hid
              num_key_value_heads=4, max_position_embeddings=2048, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2,
              pad_token_id=2)
 MODULES = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+SCRATCH = tempfile.mkdtemp()
 T4_GIB = 15
 COMPARED = 10 # the first steps, whose mean loss and gradient norm every way reports
 PROFILED = 10 # further steps under the profiler, after those that are timed
@@ -164,7 +166,7 @@ def ours(way, model, steps, settings):
         patch("torch.cuda.mem_get_info", return_value=(free, T4_GIB * 2**30)).start()
         patch("torch.cuda.get_device_capability", return_value=(7, 5)).start()
         execution = choose_execution(base, precision, steps, four_bit=True)
-    config = sft_config("/tmp/bench_train", precision, steps, settings["learning_rate"], save_steps=0, seed=0)
+    config = sft_config(SCRATCH, precision, steps, settings["learning_rate"], save_steps=0, seed=0)
     for name, value in settings.items():
         setattr(config, name, value)
     rows = Dataset.from_list(make_rows(16 * steps))
@@ -180,7 +182,7 @@ def measure(way, model):
     description, steps = WAYS[way]
     warm = 8 if steps < 100 else steps // 2
     total = steps + PROFILED * (way == "ours")
-    settings = dict(output_dir="/tmp/bench_train", max_steps=total, learning_rate=1e-4, lr_scheduler_type="constant",
+    settings = dict(output_dir=SCRATCH, max_steps=total, learning_rate=1e-4, lr_scheduler_type="constant",
                     warmup_steps=0, logging_steps=25, report_to="none", disable_tqdm=True, seed=0,
                     train_sampling_strategy="sequential")
     began = time.perf_counter()
