@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PART_ROWS', 'DESCRIPTION', 'amazon_ft_generate', 'amazon_ft_quickstart', 'TITLE_CHARS', 'QUESTION_CHARS', 'QUESTIONS',
-           'COLOURS', 'COPY', 'CSS', 'SAFE', 'amazon_ft_demo', 'ensure', 'describe', 'before_after', 'read_catalogue',
-           'generate_catalogue', 'quickstart', 'Answer', 'stream', 'marked', 'neighbours', 'model_pair', 'checked',
-           'page', 'serve', 'demo']
+           'COLOURS', 'COPY', 'CSV_ROWS', 'CSS', 'SAFE', 'amazon_ft_demo', 'ensure', 'describe', 'before_after',
+           'read_catalogue', 'generate_catalogue', 'quickstart', 'Answer', 'stream', 'marked', 'neighbours',
+           'model_pair', 'checked', 'newest_examples', 'rating_pairs', 'vote', 'unrated', 'win_rate', 'page', 'serve',
+           'demo']
 
 # %% ../nbs/04_demo_inference.ipynb #43bfe99f
 import json
@@ -288,13 +289,13 @@ COLOURS = dict(measure="orange", code="red", year="purple", material="green", co
 COPY = "(pieces) => navigator.clipboard.writeText((pieces || []).map(p => p.token ?? p[0]).join(''))"
 
 @contextmanager
-def _said():
-    "A `UserError` as a message on the page."
+def _said(folder=""):
+    "A `UserError` as a message on the page, without the folder where a visitor's file happens to lie."
     import gradio as gr
     try:
         yield
     except UserError as error:
-        raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
+        raise gr.Error(escape(str(error).replace(f"{folder}{os.sep}", "")), print_exception=False) from error
 
 def _compare_tab(models, training, examples):
     "Title and question to two descriptions side by side, and the nearest products of training."
@@ -353,6 +354,159 @@ def _compare_tab(models, training, examples):
     clear.click(lambda: ("", [], "", [], "", ""), None, [title, *answers, products], api_visibility="private")
 
 # %% ../nbs/04_demo_inference.ipynb #06f77dc5
+CSV_ROWS = 1_000
+
+def _catalogue_tab(model):
+    "A CSV file of titles to the same rows with descriptions."
+    import gradio as gr
+
+    def catalogue(source, title_column="title", encoding="utf-8", question=QUESTION,
+                  progress=gr.Progress(track_tqdm=True)):
+        with _said(Path(source or ".").parent), TemporaryDirectory() as folder:
+            if not source:
+                raise UserError("Choose a CSV file first.")
+            _, question = checked("any", question)
+            titles = read_catalogue(source, title_column, encoding)[title_column]
+            if len(titles) > CSV_ROWS or max(map(len, titles), default=0) > TITLE_CHARS:
+                raise UserError(f"This page takes {CSV_ROWS:,} rows with titles of up to {TITLE_CHARS:,} characters; "
+                                "for more there is amazon_ft_generate.")
+            generate_catalogue(model, source, Path(folder) / "described.csv", title_column, question, encoding)
+            yield str(Path(folder) / "described.csv") # Gradio copies it before it asks for more
+
+    source = gr.File(label="CSV file with a column of titles", file_types=[".csv"], elem_id="source")
+    with gr.Row():
+        column = gr.Textbox("title", label="Column of the titles")
+        encoding = gr.Dropdown(["utf-8", "cp1252"], label="Encoding", allow_custom_value=True)
+    question = gr.Dropdown(QUESTIONS, value=QUESTION, label="Question", allow_custom_value=True)
+    start = gr.Button("Describe all", variant="primary", elem_id="all")
+    out = gr.File(label="The same rows, described", elem_id="described", interactive=False)
+    start.click(catalogue, [source, column, encoding, question], out, api_name="catalogue")
+
+# %% ../nbs/04_demo_inference.ipynb #dd744fb0
+def newest_examples(
+    base: str = "tiny", # The base model: a hub id, a folder, or `tiny`
+    root: str = None, # The workspace (see workspace)
+) -> Path: # The file of examples
+    "What the latest evaluation wrote for each title; raises `UserError` if there was none."
+    where = paths(base, root)
+    pattern = beside(where, "examples", ".jsonl").name.replace("_quick", "_*")
+    files = sorted(where.metrics.parent.glob(pattern), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise UserError(f"There is nothing to rate yet; run amazon_ft_eval --base {base} --root {where.root}")
+    return files[-1]
+
+def rating_pairs(
+    examples: Path, # From newest_examples
+) -> dict: # Digest to `title`, `question`, `base` and `tuned`
+    "The texts to choose between; titles on which both models agree are left out."
+    import pandas as pd
+    table = pd.read_json(examples, lines=True, dtype=False)
+    base, tuned = (table[table["system"] == name].reset_index(drop=True) for name in ("base", "tuned"))
+    wide = base[["title", "question"]].assign(base=base["prediction"].map(without_prefix),
+                                              tuned=tuned["prediction"].map(without_prefix))
+    rows = wide[wide["base"] != wide["tuned"]].to_dict("records")
+    return {sha256(json.dumps(list(row.values())).encode()).hexdigest(): row for row in rows}
+
+# %% ../nbs/04_demo_inference.ipynb #f4d32649
+@contextmanager
+def _votes(examples):
+    "The open database of votes on a file of examples; what is written in the block is committed at its end."
+    file = examples.with_name(examples.name.replace("examples_", "votes_", 1)).with_suffix(".sqlite")
+    with closing(sqlite3.connect(file, timeout=30)) as votes, votes:
+        votes.execute("""CREATE TABLE IF NOT EXISTS votes (rater TEXT, pair TEXT, preferred TEXT,
+                         at TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (rater, pair))""")
+        yield votes
+
+def vote(
+    examples: Path, # From newest_examples
+    rater: str, # Who votes; voting again on a pair replaces the vote
+    pair: str, # Digest, from rating_pairs
+    preferred: str, # `base`, `tuned` or `tie`
+):
+    "Store one vote."
+    with _votes(examples) as votes:
+        votes.execute("REPLACE INTO votes (rater, pair, preferred) VALUES (?, ?, ?)", (rater, pair, preferred))
+
+def unrated(
+    examples: Path, # From newest_examples
+    rater: str, # Who votes
+) -> list: # Pairs of a digest and the systems shown as A and B
+    "What a rater has yet to see, in the rater's own order."
+    with _votes(examples) as votes:
+        done = {pair for pair, in votes.execute("SELECT pair FROM votes WHERE rater = ?", [rater])}
+    left = sorted(pair for pair in rating_pairs(examples) if pair not in done)
+    left.sort(key=lambda pair: Random(f"when {rater} {pair}").random())
+    return [(pair, Random(f"where {rater} {pair}").sample(["base", "tuned"], 2)) for pair in left]
+
+def win_rate(
+    examples: Path, # From newest_examples
+) -> dict: # `wins`, `losses` and `ties` of the tuned model, `rate` of wins among the decided, `low` and `high`
+    "How often the tuned model is preferred, with the 95 % Wilson interval."
+    from scipy.stats import binomtest
+    pairs = rating_pairs(examples)
+    with _votes(examples) as votes:
+        cast = [preferred for pair, preferred in votes.execute("SELECT pair, preferred FROM votes") if pair in pairs]
+    found = dict(wins=cast.count("tuned"), losses=cast.count("base"), ties=cast.count("tie"))
+    decided = found["wins"] + found["losses"]
+    if not decided:
+        return found | dict(rate=None, low=None, high=None)
+    interval = binomtest(found["wins"], decided).proportion_ci(method="wilson")
+    return found | dict(rate=found["wins"] / decided, low=float(interval.low), high=float(interval.high))
+
+# %% ../nbs/04_demo_inference.ipynb #600d6346
+def _rating_tab(base, root):
+    "One pair of texts after another, without saying whose they are."
+    import gradio as gr
+
+    def show(rater):
+        with _said():
+            rater = rater.strip()[:100]
+            if not rater:
+                raise UserError("Type your name first.")
+            examples = newest_examples(base, root)
+            left, pairs = unrated(examples, rater), rating_pairs(examples)
+            status = f"{len(pairs) - len(left)} of {len(pairs)} rated"
+            if not left:
+                return None, "", "", "", f"{status}. Thank you, {escape(rater)}."
+            pair, shown = left[0]
+            row = pairs[pair]
+            return (str(examples), rater, pair, shown), row["title"], *(row[name] or "(nothing)" for name in shown), status
+
+    def choose(side):
+        def choice(now):
+            with _said():
+                if not now:
+                    raise UserError("Press Start first.")
+            examples, rater, pair, shown = now
+            vote(Path(examples), rater, pair, "tie" if side is None else shown[side])
+            return show(rater)
+        return choice
+
+    def result():
+        with _said():
+            found = win_rate(newest_examples(base, root))
+        counts = "{wins} for the tuned model, {losses} for the base, {ties} ties".format_map(found)
+        share = "" if found["rate"] is None else "; of those decided {rate:.0%} [{low:.0%}, {high:.0%}]".format_map(found)
+        return f"{counts}{share}"
+
+    now = gr.State()
+    with gr.Row(equal_height=True):
+        rater = gr.Textbox(label="Your name", max_length=100, elem_id="rater", info="The same name goes on where it left")
+        start = gr.Button("Start", variant="primary", min_width=90, elem_id="start")
+    status = gr.Markdown(elem_id="status")
+    title = gr.Textbox(label="Title", interactive=False, elem_id="rated")
+    with gr.Row():
+        texts = [gr.Textbox(label=side, lines=4, max_lines=20, interactive=False, min_width=280) for side in "AB"]
+    shown = [now, title, *texts, status]
+    gr.on([start.click, rater.submit], show, rater, shown, api_name="rate")
+    with gr.Row():
+        for label, name, side in (("A is better", "vote_a", 0), ("Tie", "vote_tie", None), ("B is better", "vote_b", 1)):
+            gr.Button(label, min_width=90, elem_id=name).click(choose(side), now, shown, api_name=name)
+    with gr.Accordion("Result: look when you are done", open=False):
+        said = gr.Markdown(elem_id="result")
+        gr.Button("Count the votes", elem_id="count").click(result, None, said, api_name="result")
+
+# %% ../nbs/04_demo_inference.ipynb #f181598c
 CSS = """.textfield {word-break: normal !important; overflow-wrap: anywhere}
 #question input {padding-right: 2.5em; text-overflow: ellipsis}
 #nearest summary {font-weight: 600}
@@ -370,10 +524,15 @@ def page(
     training, examples = _products(base, root)
     for model, _ in models.values():
         list(stream(model, "warm up", max_new_tokens=1))
+    neighbours("warm up", ["warm up"])
     with gr.Blocks(title="amazon_ft", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(f"# amazon_ft\nWhat training changed: {escape(base)} before and after, on the same title.")
         with gr.Tab("Before and after"):
             _compare_tab(models, training, examples)
+        with gr.Tab("A catalogue"):
+            _catalogue_tab(models["tuned"][0])
+        with gr.Tab("Blind rating"):
+            _rating_tab(base, root)
     return blocks.queue(max_size=32)
 
 def _products(base, root):
