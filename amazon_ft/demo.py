@@ -312,8 +312,10 @@ def _compare_tab(models, training, examples):
                 yield *shown["base"], *shown["tuned"]
 
     def nearest(title):
-        with _said():
+        try:
             title, _ = checked(title, QUESTION)
+        except UserError: # which `compare` is saying already
+            return ""
         if training is None:
             return "<p>The products that this model was trained on are not in this workspace.</p>"
         cards = [training[i] for i in neighbours(title, list(training["title"]))]
@@ -326,14 +328,14 @@ def _compare_tab(models, training, examples):
         gr.Examples([[each] for each in examples], title, label="Titles that the model has not seen")
     question = gr.Dropdown(QUESTIONS, value=QUESTION, label="Question", allow_custom_value=True, elem_id="question",
                            info="Choose one or type your own")
-    with gr.Accordion("Decoding: greedy, up to 256 tokens", open=False):
+    with gr.Accordion("Decoding: greedy unless changed here", open=False):
         controls = [gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy: always the likeliest token"),
                     gr.Slider(0.1, 1, 1, step=0.05, label="Top-p", info="Counts above temperature 0"),
                     gr.Slider(16, 512, 256, step=16, label="Longest answer, in tokens"),
                     gr.Number(42, label="Seed", precision=0, minimum=0, maximum=2**31)]
     with gr.Row():
-        ask = gr.Button("Describe", variant="primary", elem_id="ask")
-        stop, clear = gr.Button("Stop", min_width=90), gr.Button("Clear", min_width=90)
+        ask = gr.Button("Describe", variant="primary", min_width=80, elem_id="ask")
+        stop, clear = gr.Button("Stop", min_width=80), gr.Button("Clear", min_width=80)
     answers = []
     with gr.Row():
         for name, heading in (("base", "Before: base"), ("tuned", "After: tuned")):
@@ -492,7 +494,7 @@ def _rating_tab(base, root):
     now = gr.State()
     with gr.Row(equal_height=True):
         rater = gr.Textbox(label="Your name", max_length=100, elem_id="rater", info="The same name goes on where it left")
-        start = gr.Button("Start", variant="primary", min_width=90, elem_id="start")
+        start = gr.Button("Start", variant="primary", scale=0, min_width=120, elem_id="start")
     status = gr.Markdown(elem_id="status")
     title = gr.Textbox(label="Title", interactive=False, elem_id="rated")
     with gr.Row():
@@ -510,8 +512,9 @@ def _rating_tab(base, root):
 CSS = """.textfield {word-break: normal !important; overflow-wrap: anywhere}
 #question input {padding-right: 2.5em; text-overflow: ellipsis}
 #nearest summary {font-weight: 600}
-#nearest p {margin: .2em 0 1em; overflow-wrap: anywhere}"""
-SAFE = dict(max_file_size="1mb", enable_monitoring=False, run_history=False, ssr_mode=False, footer_links=["api"])
+#nearest p {margin: .2em 0 1em !important; overflow-wrap: anywhere}
+textarea:disabled {-webkit-text-fill-color: var(--body-text-color) !important; opacity: 1}"""
+SAFE = dict(max_file_size="1mb", enable_monitoring=False, run_history=False, ssr_mode=False, footer_links=["api", "settings"])
 
 def page(
     base: str = "tiny", # The base model: a hub id, a folder, or `tiny`
@@ -527,9 +530,9 @@ def page(
     neighbours("warm up", ["warm up"])
     with gr.Blocks(title="amazon_ft", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(f"# amazon_ft\nWhat training changed: {escape(base)} before and after, on the same title.")
-        with gr.Tab("Before and after"):
+        with gr.Tab("Before, after"):
             _compare_tab(models, training, examples)
-        with gr.Tab("A catalogue"):
+        with gr.Tab("Catalogue"):
             _catalogue_tab(models["tuned"][0])
         with gr.Tab("Blind rating"):
             _rating_tab(base, root)

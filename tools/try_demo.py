@@ -110,7 +110,7 @@ def catalogue(
         writer = csv.DictWriter(file, ["sku", "title"])
         writer.writeheader()
         writer.writerows(rows)
-    page.get_by_role("tab", name="A catalogue").click()
+    page.get_by_role("tab", name="Catalogue").click()
     page.set_input_files("#source input[type=file]", folder / "titles.csv")
     expect(page.locator("#source")).to_contain_text("titles")
     page.click("#all")
@@ -191,7 +191,7 @@ def main() -> int:
             assert rate(page, rater, 0) == following, "the vote did not survive the restart"
             assert page.locator("#status").inner_text().startswith("2 of")
             shot(page, "rating_phone")
-            page.get_by_role("tab", name="Before and after").click()
+            page.get_by_role("tab", name="Before, after").click()
             page.fill("#title textarea", TITLE)
             page.tap("#ask")
             settled(page)
