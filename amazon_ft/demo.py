@@ -119,6 +119,7 @@ def generate_catalogue(
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
 ):
     "Write a description for every product of a catalogue; rows without a title get an empty one."
+    from tqdm.auto import tqdm
     model, out = model or str(paths().merged), Path(out)
     table = read_catalogue(source, title_column, encoding)
     plan = dict(model=identity(model), source=digest(source), title_column=title_column, question=question,
@@ -126,7 +127,8 @@ def generate_catalogue(
     parts = _claim_parts(out.with_name(f".{out.name}.parts"), plan)
     titles = list(table[title_column].str.strip())
     described = []
-    for start in range(0, len(titles), PART_ROWS):
+    starts = range(0, len(titles), PART_ROWS)
+    for start in tqdm(starts, desc="catalogue", unit="part", leave=False, disable=len(starts) < 2):
         part = parts / f"{start}.json"
         if not part.exists():
             print(f"generate: rows {start + 1} to {min(start + PART_ROWS, len(titles))} of {len(titles)}")
@@ -326,8 +328,7 @@ def _compare_tab(models, training, examples):
     title = gr.Textbox(label="Title", max_lines=4, autofocus=True, elem_id="title", info="Enter asks")
     if examples:
         gr.Examples([[each] for each in examples], title, label="Titles that the model has not seen")
-    question = gr.Dropdown(QUESTIONS, value=QUESTION, label="Question", allow_custom_value=True, elem_id="question",
-                           info="Choose one or type your own")
+    question = gr.Radio(QUESTIONS, value=QUESTION, label="Question")
     with gr.Accordion("Decoding: greedy unless changed here", open=False):
         controls = [gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy: always the likeliest token"),
                     gr.Slider(0.1, 1, 1, step=0.05, label="Top-p", info="Counts above temperature 0"),
@@ -378,8 +379,8 @@ def _catalogue_tab(model):
     source = gr.File(label="CSV file with a column of titles", file_types=[".csv"], elem_id="source")
     with gr.Row():
         column = gr.Textbox("title", label="Column of the titles")
-        encoding = gr.Dropdown(["utf-8", "cp1252"], label="Encoding", allow_custom_value=True)
-    question = gr.Dropdown(QUESTIONS, value=QUESTION, label="Question", allow_custom_value=True)
+        encoding = gr.Radio(["utf-8", "cp1252", "utf-16"], value="utf-8", label="Encoding")
+    question = gr.Radio(QUESTIONS, value=QUESTION, label="Question")
     start = gr.Button("Describe all", variant="primary", elem_id="all")
     out = gr.File(label="The same rows, described", elem_id="described", interactive=False)
     start.click(catalogue, [source, column, encoding, question], out, api_name="catalogue")
@@ -510,7 +511,9 @@ def _rating_tab(base, root):
 
 # %% ../nbs/04_demo_inference.ipynb #f181598c
 CSS = """.textfield {word-break: normal !important; overflow-wrap: anywhere}
-#question input {padding-right: 2.5em; text-overflow: ellipsis}
+.textfield {display: block !important}
+.textfield span {display: inline !important}
+.textfield .text:not(.unlabeled) {padding: 0 .3em}
 #nearest summary {font-weight: 600}
 #nearest p {margin: .2em 0 1em !important; overflow-wrap: anywhere}
 textarea:disabled {-webkit-text-fill-color: var(--body-text-color) !important; opacity: 1}"""
@@ -530,11 +533,11 @@ def page(
     neighbours("warm up", ["warm up"])
     with gr.Blocks(title="amazon_ft", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(f"# amazon_ft\nWhat training changed: {escape(base)} before and after, on the same title.")
-        with gr.Tab("Before, after"):
+        with gr.Tab("Compare"):
             _compare_tab(models, training, examples)
         with gr.Tab("Catalogue"):
             _catalogue_tab(models["tuned"][0])
-        with gr.Tab("Blind rating"):
+        with gr.Tab("Rating"):
             _rating_tab(base, root)
     return blocks.queue(max_size=32)
 

@@ -185,18 +185,19 @@ def main() -> int:
             page.wait_for_selector("#ask")
             following = rate(page, rater, 2)
             shot(page, "rating")
-            page.close()
+            page.context.close()
         with served(args.root, port) as address:
             page = visit(address, viewport=dict(width=390, height=844), is_mobile=True, has_touch=True)
             assert rate(page, rater, 0) == following, "the vote did not survive the restart"
             assert page.locator("#status").inner_text().startswith("2 of")
             shot(page, "rating_phone")
-            page.get_by_role("tab", name="Before, after").click()
+            page.get_by_role("tab", name="Compare").click()
             page.fill("#title textarea", TITLE)
             page.tap("#ask")
             settled(page)
             shot(page, "phone")
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            page.context.close()
         browser.close()
     assert not strange, strange
     print("ok")
