@@ -375,7 +375,7 @@ def _catalogue_tab(model):
     source = gr.File(label="CSV file with a column of titles", file_types=[".csv"], elem_id="source")
     with gr.Row():
         column = gr.Textbox("title", label="Column of the titles")
-        encoding = gr.Radio(["utf-8", "cp1252", "utf-16"], value="utf-8", label="Encoding")
+        encoding = gr.Radio(["utf-8", "cp1252"], value="utf-8", label="Encoding")
     question = gr.Radio(QUESTIONS, value=QUESTION, label="Question")
     start = gr.Button("Describe all", variant="primary", elem_id="all")
     out = gr.File(label="The same rows, described", elem_id="described", interactive=False)
@@ -466,7 +466,7 @@ def _rating_tab(base, root):
             left, pairs = unrated(examples, rater), rating_pairs(examples)
             status = f"{len(pairs) - len(left)} of {len(pairs)} rated"
             if not left:
-                return None, "", "", "", f"{status}. Thank you, {escape(rater)}."
+                return None, "", "", "", f"{status}. Thank you."
             pair, shown = left[0]
             row = pairs[pair]
             return (str(examples), rater, pair, shown), row["title"], *(row[name] or "(nothing)" for name in shown), status
@@ -506,8 +506,7 @@ def _rating_tab(base, root):
         gr.Button("Count the votes", elem_id="count").click(result, None, said, api_name="result")
 
 # %% ../nbs/04_demo_inference.ipynb #f181598c
-CSS = """.textfield {word-break: normal !important; overflow-wrap: anywhere}
-.textfield {display: block !important}
+CSS = """.textfield {display: block !important; word-break: normal !important; overflow-wrap: anywhere}
 .textfield span {display: inline !important}
 .textfield .text:not(.unlabeled) {padding: 0 .3em}
 #nearest summary {font-weight: 600}
