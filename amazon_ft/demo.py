@@ -201,7 +201,7 @@ def stream(
     from concurrent.futures import ThreadPoolExecutor
     from transformers import GenerationConfig, TextIteratorStreamer
     loaded, tokenizer = _load(model, _written(model))
-    prompt = tokenizer.apply_chat_template(chat(title, question), tokenize=False, add_generation_prompt=True)
+    prompt = render(tokenizer, chat(title, question))
     encoded = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(loaded.device)
     drawn = dict(temperature=float(temperature), top_p=float(top_p), top_k=0) if temperature else {}
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=bool(drawn), pad_token_id=tokenizer.pad_token_id,
