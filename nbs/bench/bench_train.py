@@ -21,6 +21,7 @@ import time
 from argparse import ArgumentParser
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 SHAPE = dict(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
@@ -31,20 +32,37 @@ SCRATCH = tempfile.mkdtemp()
 T4_GIB = 15
 COMPARED = 10 # the first steps, whose mean loss and gradient norm every way reports
 PROFILED = 10 # further steps under the profiler, after those that are timed
-WAYS = {  # name: what it is, and the number of steps
-    "trl_literal": ("TRL, 2 x 8, checkpointing: the recipe literally", 12),
-    "trl": ("TRL, 16 x 1, NF4", 40),
-    "trl_bf16": ("TRL, 16 x 1, bf16 base", 40),
-    "trl_free": ("TRL, 16 x 1, bf16 base, padding-free", 40),
-    "unsloth_literal": ("Unsloth, 2 x 8, its checkpointing", 12),
-    "unsloth": ("Unsloth, 16 x 1, NF4", 40),
-    "unsloth_nodrop": ("Unsloth, 16 x 1, NF4, no dropout", 40),
-    "unsloth_bf16": ("Unsloth, 16 x 1, bf16 base, no dropout", 40),
-    "unsloth_free": ("Unsloth, 16 x 1, NF4, no dropout, padding-free", 40),
-    "ours_eager": ("ours, neither recorded nor compiled", 40),
-    "ours_graphs": ("ours, recorded, not compiled", 150),
-    "ours": ("ours: packed, recorded, compiled", 500),
-    "ours_t4": ("ours, a T4's way: NF4, fp16, 15 GiB", 30),
+
+
+class Way(NamedTuple):
+    "How steps are taken."
+    what: str
+    steps: int = 60
+    literal: bool = False  # 2 x 8 with gradient checkpointing, else 16 x 1
+    four_bit: bool = True  # of the base; ours keeps four bits only in the T4's way
+    dropout: float = 0.05
+    free: bool = False  # without padding
+    graphs: bool = False
+    compiled: bool = False
+    t4: bool = False
+
+
+WAYS = {
+    "trl_literal": Way("TRL, 2 x 8, checkpointing: the recipe literally", 20, literal=True),
+    "trl": Way("TRL, 16 x 1, NF4"),
+    "trl_bf16": Way("TRL, 16 x 1, bf16 base", four_bit=False),
+    "trl_free": Way("TRL, 16 x 1, bf16 base, padding-free", four_bit=False, free=True),
+    "unsloth_literal": Way("Unsloth, 2 x 8, its checkpointing", 20, literal=True),
+    "unsloth": Way("Unsloth, 16 x 1, NF4"),
+    "unsloth_bf16": Way("Unsloth, 16 x 1, bf16 base", four_bit=False),
+    "unsloth_nodrop": Way("Unsloth, 16 x 1, NF4, no dropout", dropout=0.0),
+    "unsloth_bf16_nodrop": Way("Unsloth, 16 x 1, bf16 base, no dropout", four_bit=False, dropout=0.0),
+    "unsloth_free": Way("Unsloth, 16 x 1, NF4, no dropout, padding-free", dropout=0.0, free=True),
+    "ours_eager": Way("ours, neither recorded nor compiled", four_bit=False),
+    "ours_graphs": Way("ours, recorded, not compiled", 150, four_bit=False, graphs=True),
+    "ours": Way("ours: packed, recorded, compiled", 500, four_bit=False, graphs=True, compiled=True),
+    "ours_nodrop": Way("ours, no dropout", 500, four_bit=False, graphs=True, compiled=True, dropout=0.0),
+    "ours_t4": Way("ours, a T4's way: NF4, fp16, 15 GiB", 120, t4=True),
 }
 
 
@@ -121,29 +139,28 @@ def peer(way, model, steps, settings):
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from trl import SFTConfig, SFTTrainer
-    literal, four_bit = way.endswith("literal"), way not in ("trl_bf16", "trl_free", "unsloth_bf16")
-    dropout = 0.0 if way in ("unsloth_nodrop", "unsloth_bf16", "unsloth_free") else 0.05
+    way = WAYS[way]
     rows = [dict(input_ids=row["input_ids"], completion_mask=[int(label != -100) for label in row["labels"]])
             for row in make_rows(16 * steps)]
     arguments = {}
     if unsloth:
         base, tokenizer = FastLanguageModel.from_pretrained(model, max_seq_length=512, dtype=torch.bfloat16,
-                                                            load_in_4bit=four_bit)
-        base = FastLanguageModel.get_peft_model(base, r=32, lora_alpha=64, lora_dropout=dropout, target_modules=MODULES,
-                                                use_gradient_checkpointing="unsloth" if literal else False)
+                                                            load_in_4bit=way.four_bit)
+        base = FastLanguageModel.get_peft_model(base, r=32, lora_alpha=64, lora_dropout=way.dropout, target_modules=MODULES,
+                                                use_gradient_checkpointing="unsloth" if way.literal else False)
     else:
         nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                  bnb_4bit_compute_dtype=torch.bfloat16)
         base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map={"": 0},
-                                                    quantization_config=nf4 if four_bit else None)
+                                                    quantization_config=nf4 if way.four_bit else None)
         tokenizer = AutoTokenizer.from_pretrained(model)
-        arguments = dict(peft_config=LoraConfig(r=32, lora_alpha=64, lora_dropout=dropout, target_modules=MODULES,
+        arguments = dict(peft_config=LoraConfig(r=32, lora_alpha=64, lora_dropout=way.dropout, target_modules=MODULES,
                                                 task_type="CAUSAL_LM"))
     base.config.use_cache = False
     config = SFTConfig(
-        per_device_train_batch_size=2 if literal else 16, gradient_accumulation_steps=8 if literal else 1,
-        gradient_checkpointing=literal, bf16=True, max_length=None if way.endswith("free") else 512,
-        padding_free=way.endswith("free"), completion_only_loss=True, optim="adamw_torch_fused", save_strategy="no",
+        per_device_train_batch_size=2 if way.literal else 16, gradient_accumulation_steps=8 if way.literal else 1,
+        gradient_checkpointing=way.literal, bf16=True, max_length=None if way.free else 512,
+        padding_free=way.free, completion_only_loss=True, optim="adamw_torch_fused", save_strategy="no",
         **settings)
     return SFTTrainer(model=base, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
                       **arguments)
@@ -153,25 +170,27 @@ def ours(way, model, steps, settings):
     "Our trainer, told how to execute."
     import torch
     from datasets import Dataset
+    from torch.nn.attention import sdpa_kernel
     from amazon_ft.core import load_model, load_tokenizer
     from amazon_ft.train import Execution, build_trainer, choose_execution, lora_config, sft_config
-    t4 = way == "ours_t4"
-    if t4:
+    way = WAYS[way]
+    precision = "fp16" if way.t4 else "bf16"
+    if way.t4:
         torch.cuda.set_per_process_memory_fraction(T4_GIB * 2**30 / torch.cuda.mem_get_info()[1])
-    precision = "fp16" if t4 else "bf16"
     base = load_model(model, precision, four_bit=True)
-    execution = Execution(t4, 16 * 512, way in ("ours", "ours_graphs"), way == "ours")
-    if t4:
-        free = T4_GIB * 2**30 - torch.cuda.memory_allocated()
-        patch("torch.cuda.mem_get_info", return_value=(free, T4_GIB * 2**30)).start()
+    execution = Execution(False, 16 * 512, way.graphs, way.compiled)
+    if way.t4:
         patch("torch.cuda.get_device_capability", return_value=(7, 5)).start()
-        execution = choose_execution(base, precision, steps, four_bit=True)
+        patch("torch.nn.attention.sdpa_kernel", lambda backends: sdpa_kernel(backends[1:])).start() # no flash on a T4
+        free = T4_GIB * 2**30 - torch.cuda.memory_allocated()
+        with patch("torch.cuda.mem_get_info", return_value=(free, T4_GIB * 2**30)):
+            execution = choose_execution(base, precision, steps, four_bit=True)
     config = sft_config(SCRATCH, precision, steps, settings["learning_rate"], save_steps=0, seed=0)
     for name, value in settings.items():
         setattr(config, name, value)
     rows = Dataset.from_list(make_rows(16 * steps))
-    trainer = build_trainer(base if t4 else base.dequantize(), load_tokenizer(model), rows, rows.take(16), lora_config(),
-                            config, execution)
+    trainer = build_trainer(base if way.t4 else base.dequantize(), load_tokenizer(model), rows, rows.take(16),
+                            lora_config(dropout=way.dropout), config, execution)
     print(execution, flush=True)
     return trainer
 
@@ -179,7 +198,7 @@ def ours(way, model, steps, settings):
 def measure(way, model):
     "Run one way; prints one line of JSON."
     import torch
-    description, steps = WAYS[way]
+    steps = WAYS[way].steps
     warm = 8 if steps < 100 else steps // 2
     total = steps + PROFILED * (way == "ours")
     settings = dict(output_dir=SCRATCH, max_steps=total, learning_rate=1e-4, lr_scheduler_type="constant",
@@ -197,19 +216,20 @@ def measure(way, model):
     torch.cuda.reset_peak_memory_stats()
     built = time.perf_counter()
     trainer.train()
-    a_step = 8 if way.endswith("literal") else 1
+    a_step = 8 if WAYS[way].literal else 1
     real = sum(counts[warm * a_step:steps * a_step])
     first = [log for log in trainer.state.log_history if log.get("step", 99) <= COMPARED and "loss" in log]
     mean = {name: sum(float(log[name]) for log in first) / COMPARED for name in ("loss", "grad_norm")}
     result = dict(
-        way=way, what=description, steps=steps - warm, seconds_a_step=(timer.end - timer.start) / (steps - warm),
+        way=way, what=WAYS[way].what, steps=steps - warm, seconds_a_step=(timer.end - timer.start) / (steps - warm),
         tokens_per_s=real / (timer.end - timer.start), start_s=built - began,
         warm_up_s=timer.start - built, **mean,
         peak_gib=timer.peak, reserved_gib=torch.cuda.max_memory_reserved() / 2**30,
         hardware=torch.cuda.get_device_name(), versions=_versions(way))
     if way.startswith("ours"):
         logged = [log["tokens_per_s"] for log in trainer.state.log_history if log.get("step", 0) > warm and "loss" in log]
-        result |= dict(logged_tokens_per_s=logged, shapes=len(trainer.step.recordings), budget=trainer.step.budget, dtypes=sorted({str(tensor.dtype) for tensor in trainer.model.state_dict().values()}))
+        result |= dict(logged_tokens_per_s=logged, shapes=len(trainer.step.recordings), budget=trainer.step.budget,
+                       dtypes=sorted({str(tensor.dtype) for tensor in trainer.model.state_dict().values()}))
     if timer.profiler:
         result["profile_ms"] = kinds(timer.profiler, PROFILED)
     print("RESULT " + json.dumps(result), flush=True)
