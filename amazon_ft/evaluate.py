@@ -230,7 +230,7 @@ def few_shot(
     drawn = training[np.random.default_rng(seed).choice(len(training), min(n, len(training)), replace=False)]
     shots = sorted((p + c for p, c in zip(drawn["prompt"], drawn["completion"])), key=lambda s: len(s[1]["content"]))
     longest = max(chats, key=lambda c: len(c[-1]["content"]))
-    while shots and len(tokenizer(render(tokenizer, sum(shots, []) + longest), verbose=False).input_ids) > max_tokens:
+    while shots and len(token_ids(tokenizer, [sum(shots, []) + longest])[0]) > max_tokens:
         shots.pop()
     return [sum(shots, []) + chat for chat in chats], len(shots)
 
