@@ -9,7 +9,7 @@ __all__ = ['TASK', 'QUESTION', 'PREFIX', 'FORMAT_VERSION', 'TINYLLAMA', 'QUICK_K
            'write_manifest', 'read_manifest', 'digest', 'load_prepared', 'hardware_precision', 'inference_precision',
            'torch_dtype', 'hardware', 'known_noise', 'locate', 'recommended', 'identity', 'load_tokenizer', 'render',
            'token_ids', 'encode', 'nf4_config', 'load_model', 'keep_trainable_on_cpu', 'length_batches', 'batch_rows',
-           'cache_tokens', 'Prediction', 'generate']
+           'cache_tokens', 'Prediction', 'generation_config', 'generate']
 
 # %% ../nbs/00_core.ipynb #ba89763e
 import json
@@ -499,6 +499,19 @@ class Prediction(NamedTuple):
     n_tokens: int # Its length in tokens, the final EOS included
     stopped: bool # Whether the model ended it by itself, before the cap
 
+# %% ../nbs/00_core.ipynb #b21f6065
+def generation_config(
+    tokenizer, # From load_tokenizer
+    max_new_tokens: int, # Cap on a completion's length, in tokens
+    temperature: float = 0, # 0 takes the likeliest token each time; above, tokens are drawn
+    top_p: float = 1, # Draw from the likeliest tokens that have this probability together
+):
+    "How a completion is decoded, as transformers' `GenerationConfig`."
+    from transformers import GenerationConfig
+    drawn = dict(temperature=float(temperature), top_p=float(top_p), top_k=0) if temperature else {}
+    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=bool(drawn), pad_token_id=tokenizer.pad_token_id,
+                            eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, **drawn)
+
 # %% ../nbs/00_core.ipynb #0d0942bc
 def generate(
     model, # From load_model
@@ -512,12 +525,10 @@ def generate(
     "Greedy completions."
     import torch
     from tqdm.auto import tqdm
-    from transformers import GenerationConfig
     known = {} if known is None else known
     prompts = token_ids(tokenizer, chats)
     batches = length_batches([len(p) + max_new_tokens for p in prompts], batch_size or batch_rows(), cache_tokens(model))
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
-                              eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id)
+    config = generation_config(tokenizer, max_new_tokens)
     progress = tqdm(total=len(prompts), desc="generate", unit="title", leave=False, disable=len(batches) < 2)
     for batch in batches:
         if not known.keys() >= set(batch):
