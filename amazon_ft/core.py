@@ -8,8 +8,8 @@ __all__ = ['TASK', 'QUESTION', 'PREFIX', 'FORMAT_VERSION', 'TINYLLAMA', 'QUICK_K
            'Paths', 'short_name', 'paths', 'asset', 'atomic_write', 'atomic_dir', 'stage_lock', 'versions',
            'write_manifest', 'read_manifest', 'digest', 'load_prepared', 'hardware_precision', 'inference_precision',
            'torch_dtype', 'hardware', 'known_noise', 'locate', 'recommended', 'identity', 'load_tokenizer', 'render',
-           'nf4_config', 'load_model', 'keep_trainable_on_cpu', 'length_batches', 'batch_rows', 'cache_tokens',
-           'Prediction', 'generate']
+           'token_ids', 'encode', 'nf4_config', 'load_model', 'keep_trainable_on_cpu', 'length_batches', 'batch_rows',
+           'cache_tokens', 'Prediction', 'generation_config', 'generate']
 
 # %% ../nbs/00_core.ipynb #ba89763e
 import json
@@ -390,6 +390,38 @@ def render(
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=turns[-1]["role"] == "user",
                                          enable_thinking=False, date_string="26 Jul 2024")
 
+# %% ../nbs/00_core.ipynb #6817f72f
+def token_ids(
+    tokenizer, # From load_tokenizer
+    chats: list, # Answered or not
+) -> list: # A list of token ids for each chat
+    "Chats in the model's tokens."
+    texts = [render(tokenizer, turns) for turns in chats]
+    return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+
+# %% ../nbs/00_core.ipynb #ed35e365
+def encode(
+    rows, # Prepared rows: a `Dataset`, or a dict of lists with `prompt` and `completion`
+    tokenizer, # From load_tokenizer
+    max_length: int = None, # Longer rows are cut here, in tokens, and have no EOS then; None cuts none
+) -> dict: # `input_ids` and `labels`, a list for each row
+    "Tokenised rows, with labels on the completion and its EOS alone."
+    prompts = token_ids(tokenizer, rows["prompt"])
+    wholes = token_ids(tokenizer, [prompt + answer for prompt, answer in zip(rows["prompt"], rows["completion"])])
+    encoded = {"input_ids": [], "labels": []}
+    for prompt, whole in zip(prompts, wholes):
+        if whole[:len(prompt)] != prompt:
+            raise UserError("this tokenizer's chat template writes a prompt differently once it is answered, so "
+                            "training and inference would see different prompts; choose another base model")
+        ids = _through_eos(whole, tokenizer.eos_token_id)[:max_length]
+        encoded["input_ids"].append(ids)
+        encoded["labels"].append([-100] * min(len(prompt), len(ids)) + ids[len(prompt):])
+    return encoded
+
+def _through_eos(ids, eos):
+    "`ids` up to the last EOS."
+    return ids[:len(ids) - ids[::-1].index(eos)] if eos in ids else ids
+
 # %% ../nbs/00_core.ipynb #48a43efd
 def nf4_config(
     compute: str, # Format of the matrix products: `bf16`, `fp16` or `fp32`
@@ -467,6 +499,19 @@ class Prediction(NamedTuple):
     n_tokens: int # Its length in tokens, the final EOS included
     stopped: bool # Whether the model ended it by itself, before the cap
 
+# %% ../nbs/00_core.ipynb #b21f6065
+def generation_config(
+    tokenizer, # From load_tokenizer
+    max_new_tokens: int, # Cap on a completion's length, in tokens
+    temperature: float = 0, # 0 takes the likeliest token each time; above, tokens are drawn
+    top_p: float = 1, # Draw from the likeliest tokens that have this probability together
+):
+    "How a completion is decoded, as transformers' `GenerationConfig`."
+    from transformers import GenerationConfig
+    drawn = dict(temperature=float(temperature), top_p=float(top_p), top_k=0) if temperature else {}
+    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=bool(drawn), pad_token_id=tokenizer.pad_token_id,
+                            eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, **drawn)
+
 # %% ../nbs/00_core.ipynb #0d0942bc
 def generate(
     model, # From load_model
@@ -480,18 +525,15 @@ def generate(
     "Greedy completions."
     import torch
     from tqdm.auto import tqdm
-    from transformers import GenerationConfig
     known = {} if known is None else known
-    texts = [render(tokenizer, chat) for chat in chats]
-    prompts = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    prompts = token_ids(tokenizer, chats)
     batches = length_batches([len(p) + max_new_tokens for p in prompts], batch_size or batch_rows(), cache_tokens(model))
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
-                              eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id)
-    progress = tqdm(total=len(texts), desc="generate", unit="title", leave=False, disable=len(batches) < 2)
+    config = generation_config(tokenizer, max_new_tokens)
+    progress = tqdm(total=len(prompts), desc="generate", unit="title", leave=False, disable=len(batches) < 2)
     for batch in batches:
         if not known.keys() >= set(batch):
-            encoded = tokenizer([texts[i] for i in batch], add_special_tokens=False, padding=True, padding_side="left",
-                                return_tensors="pt").to(model.device)
+            encoded = tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, padding_side="left",
+                                    return_tensors="pt").to(model.device)
             with torch.inference_mode():
                 tokens = model.generate(**encoded, generation_config=config)[:, encoded.input_ids.shape[1]:]
             known.update((i, _prediction(row, tokenizer)) for i, row in zip(batch, tokens.tolist()))
@@ -499,7 +541,7 @@ def generate(
                 save(known)
         progress.update(len(batch))
     progress.close()
-    return [known[i] for i in range(len(texts))]
+    return [known[i] for i in range(len(prompts))]
 
 def _prediction(row, tokenizer):
     "One row of generated token ids as a `Prediction`."

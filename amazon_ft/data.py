@@ -90,11 +90,14 @@ def _json_columns(block):
 
 # %% ../nbs/01_prepare_dataset.ipynb #d020
 def _check_columns(name, asked, found):
-    "Raise `UserError` for a column that is not there."
+    "Raise `UserError` for a column that is not there, or there twice."
     for column in asked:
         if column not in found:
             raise UserError(f"{name}: no column {column!r}; it has {', '.join(map(repr, found))}. "
                             "Choose with --title_column and --content_column")
+    for column in (*asked, "uid"):
+        if found.count(column) > 1:
+            raise UserError(f"{name}: {found.count(column)} columns are called {column!r}; rename all but one of them")
 
 # %% ../nbs/01_prepare_dataset.ipynb #d023
 MAX_LINE = 1 << 26

@@ -199,24 +199,21 @@ def stream(
     "Yield an `Answer` for each new word, the last one whole."
     import torch
     from concurrent.futures import ThreadPoolExecutor
-    from transformers import GenerationConfig, TextIteratorStreamer
+    from transformers import TextIteratorStreamer
     loaded, tokenizer = _load(model, _written(model))
-    prompt = render(tokenizer, chat(title, question))
-    encoded = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(loaded.device)
-    drawn = dict(temperature=float(temperature), top_p=float(top_p), top_k=0) if temperature else {}
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=bool(drawn), pad_token_id=tokenizer.pad_token_id,
-                              eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, **drawn)
+    encoded = tokenizer.pad({"input_ids": token_ids(tokenizer, [chat(title, question)])}, return_tensors="pt")
+    config = generation_config(tokenizer, max_new_tokens, temperature, top_p)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     start, text, n_tokens, unheard = perf_counter(), "", 0, Event()
     def count(tokens, scores, **_):
         nonlocal n_tokens
         n_tokens += 1
         return torch.full((1,), unheard.is_set(), device=tokens.device)
-    if drawn:
+    if config.do_sample:
         torch.manual_seed(seed)
     with ThreadPoolExecutor(1) as thread:
-        written = thread.submit(loaded.generate, **encoded, generation_config=config, streamer=streamer,
-                                stopping_criteria=[count])
+        written = thread.submit(loaded.generate, **encoded.to(loaded.device), generation_config=config,
+                                streamer=streamer, stopping_criteria=[count])
         written.add_done_callback(lambda _: streamer.end())
         try:
             for piece in streamer:

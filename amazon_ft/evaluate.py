@@ -64,10 +64,9 @@ def row_logits(
     "A model's predictions at all positions of all rows, on the CPU: a tensor, positions x vocabulary, float32."
     import torch
     found = []
-    for prompt, completion in zip(rows["prompt"], rows["completion"]):
-        ids = tokenizer(render(tokenizer, prompt + completion), add_special_tokens=False, return_tensors="pt").input_ids
+    for ids in encode(rows, tokenizer)["input_ids"]:
         with torch.inference_mode():
-            found.append(model(ids.to(model.device)).logits[0].float().cpu())
+            found.append(model(torch.tensor([ids], device=model.device)).logits[0].float().cpu())
     return torch.cat(found)
 
 # %% ../nbs/03_merge_and_eval.ipynb #1adc82e2
@@ -231,7 +230,7 @@ def few_shot(
     drawn = training[np.random.default_rng(seed).choice(len(training), min(n, len(training)), replace=False)]
     shots = sorted((p + c for p, c in zip(drawn["prompt"], drawn["completion"])), key=lambda s: len(s[1]["content"]))
     longest = max(chats, key=lambda c: len(c[-1]["content"]))
-    while shots and len(tokenizer(render(tokenizer, sum(shots, []) + longest), verbose=False).input_ids) > max_tokens:
+    while shots and len(token_ids(tokenizer, [sum(shots, []) + longest])[0]) > max_tokens:
         shots.pop()
     return [sum(shots, []) + chat for chat in chats], len(shots)
 
@@ -247,25 +246,20 @@ def likelihood(
     import pandas as pd
     import torch
     from torch.nn.utils.rnn import pad_sequence
-    prompts = [render(tokenizer, prompt) for prompt in rows["prompt"]]
-    wholes = [render(tokenizer, prompt + answer) for prompt, answer in zip(rows["prompt"], rows["completion"])]
-    encoded, found = [], {}
-    for prompt, ids in zip(*(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-                             for texts in (prompts, wholes))):
-        end = len(ids) - ids[::-1].index(tokenizer.eos_token_id) # a template may write something behind the EOS
-        encoded.append((len(prompt), torch.tensor(ids[:min(end, model.config.max_position_embeddings)])))
-    for batch in length_batches([len(ids) for _, ids in encoded], len(encoded), LIKELIHOOD_TOKENS):
-        padded = pad_sequence([encoded[i][1] for i in batch], batch_first=True).to(model.device)
+    encoded = encode(rows, tokenizer, model.config.max_position_embeddings)
+    ids = list(map(torch.tensor, encoded["input_ids"]))
+    found = {}
+    for batch in length_batches(list(map(len, ids)), len(ids), LIKELIHOOD_TOKENS):
         with torch.inference_mode():
-            logits = model(padded).logits
-        for i, row, given in zip(batch, padded, logits):
-            start, ids = encoded[i]
-            answer = row[start:len(ids)]
-            given = given[start - 1:len(ids) - 1].float()
-            nll = torch.nn.functional.cross_entropy(given, answer, reduction="sum").item()
+            logits = model(pad_sequence([ids[i] for i in batch], batch_first=True).to(model.device)).logits
+        for i, given in zip(batch, logits):
+            start = encoded["labels"][i].count(-100)
+            answer = ids[i][start:]
+            nll = torch.nn.functional.cross_entropy(given[start - 1:len(ids[i]) - 1].float(), answer.to(given.device),
+                                                    reduction="sum").item()
             text = tokenizer.decode(answer, skip_special_tokens=True)
             found[i] = dict(reference_tokens=len(answer), nll_token=nll / len(answer), nll_char=nll / len(text))
-    return pd.DataFrame([found[i] for i in range(len(encoded))])
+    return pd.DataFrame([found[i] for i in range(len(ids))])
 
 # %% ../nbs/03_merge_and_eval.ipynb #e6448e11
 def ngrams(
