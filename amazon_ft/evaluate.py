@@ -6,15 +6,17 @@
 __all__ = ['FIDELITY_ROWS', 'amazon_ft_merge', 'ROUGES', 'SCORES', 'LIKELIHOOD_TOKENS', 'MEASURES', 'NEAREST', 'amazon_ft_eval',
            'merged_model', 'fidelity', 'row_logits', 'merge', 'rouge_metric', 'score', 'mean_interval', 'paired_gain',
            'nearest_titles', 'controls', 'few_shot', 'likelihood', 'ngrams', 'longest_repeat', 'form', 'Specific',
-           'specifics', 'unsupported', 'truth', 'memorised', 'predict', 'same_weights', 'measure', 'summarise',
-           'evaluate', 'results_table', 'conclusions', 'plot_evaluation', 'report', 'model_card', 'beside',
-           'compare_models']
+           'specifics', 'unsupported', 'truth', 'memorised', 'rating_pairs', 'open_votes', 'win_rate', 'preference',
+           'predict', 'measure', 'summarise', 'evaluate', 'results_table', 'conclusions', 'plot_evaluation', 'report',
+           'model_card', 'beside', 'compare_models']
 
 # %% ../nbs/03_merge_and_eval.ipynb #95251f93
 import json
 import os
 import re
+import sqlite3
 from bisect import bisect_left
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -198,12 +200,15 @@ def paired_gain(
 def nearest_titles(
     titles: list, # Held-out titles
     training: list, # Titles of the training split
-) -> list: # For each title the position of the most similar one in training; the first of equals
-    "The nearest training title by cosine of TF-IDF vectors (scikit-learn's)."
+    n: int = 1, # How many to find for each title
+) -> list: # For each title a list of positions in training, the nearest first; no title that shares no word
+    "The nearest training titles by cosine of TF-IDF vectors (scikit-learn's)."
+    import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
     vectorizer = TfidfVectorizer(token_pattern=r"\w+")
     known = vectorizer.fit_transform(training)
-    return [int((known @ query.T).toarray().argmax()) for query in vectorizer.transform(titles)]
+    similar = ((known @ query.T).tocoo() for query in vectorizer.transform(titles))
+    return [found.row[np.lexsort((found.row, -found.data))][:n].tolist() for found in similar]
 
 # %% ../nbs/03_merge_and_eval.ipynb #c9363dd6
 def controls(
@@ -212,7 +217,7 @@ def controls(
 ) -> dict: # Name to list of descriptions
     "Descriptions by methods that need no model."
     titles, references = list(rows["title"]), list(rows["content"])
-    nearest = nearest_titles(titles, list(training["title"]))
+    nearest = [found[0] if found else 0 for found in nearest_titles(titles, list(training["title"]))]
     return {"copy of the title": titles, "another product's description": references[1:] + references[:1],
             "nearest training title": list(training[nearest]["content"])}
 
@@ -392,6 +397,63 @@ def memorised(
     known = {run for text in training for run in ngrams(re.findall(r"\w+", text.lower()), n) if run in wanted}
     return [sum(run in known for run in each) / len(each) if each else float("nan") for each in runs]
 
+# %% ../nbs/03_merge_and_eval.ipynb #3f48e9da
+def rating_pairs(
+    examples: Path, # File of examples (.jsonl)
+) -> dict: # Digest to `title`, `question`, `base` and `tuned`
+    "The texts to choose between; titles on which both models agree are left out."
+    import pandas as pd
+    table = pd.read_json(examples, lines=True, dtype=False)
+    base, tuned = (table[table["system"] == name].reset_index(drop=True) for name in ("base", "tuned"))
+    wide = base[["title", "question"]].assign(base=base["prediction"].map(without_prefix),
+                                              tuned=tuned["prediction"].map(without_prefix))
+    rows = wide[wide["base"] != wide["tuned"]].to_dict("records")
+    return {sha256(json.dumps(list(row.values())).encode()).hexdigest(): row for row in rows}
+
+# %% ../nbs/03_merge_and_eval.ipynb #af5f6d38
+@contextmanager
+def open_votes(
+    examples: Path, # File of examples (.jsonl)
+):
+    "The database of votes on a file of examples; what is written in the block is committed at its end."
+    with closing(sqlite3.connect(_votes_file(examples), timeout=30)) as votes, votes:
+        votes.execute("""CREATE TABLE IF NOT EXISTS votes (rater TEXT, pair TEXT, preferred TEXT,
+                         at TEXT DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (rater, pair))""")
+        yield votes
+
+def _votes_file(examples):
+    "Where the votes on a file of examples are kept."
+    return examples.with_name(examples.name.replace("examples_", "votes_", 1)).with_suffix(".sqlite")
+
+# %% ../nbs/03_merge_and_eval.ipynb #aca2a7f8
+def win_rate(
+    examples: Path, # File of examples (.jsonl)
+) -> dict: # `votes`, `raters`, `wins`, `losses` and `ties` of the tuned model; `rate` of wins among the decided, `low`, `high`
+    "How often readers prefer the tuned model, with the 95 % Wilson interval."
+    from scipy.stats import binomtest
+    cast, pairs = [], rating_pairs(examples)
+    if _votes_file(examples).exists():
+        with open_votes(examples) as votes:
+            cast = [row for row in votes.execute("SELECT pair, preferred, rater FROM votes") if row[0] in pairs]
+    preferred = [row[1] for row in cast]
+    wins, losses, ties = map(preferred.count, ("tuned", "base", "tie"))
+    found = dict(votes=len(cast), raters=len({row[2] for row in cast}), wins=wins, losses=losses, ties=ties)
+    if not wins + losses:
+        return found | dict(rate=None, low=None, high=None)
+    interval = binomtest(wins, wins + losses).proportion_ci(method="wilson")
+    return found | dict(rate=wins / (wins + losses), low=float(interval.low), high=float(interval.high))
+
+# %% ../nbs/03_merge_and_eval.ipynb #f91eed89
+def preference(
+    found: dict, # From win_rate
+) -> str:
+    "What the votes say, in a sentence, for the report and for the demo."
+    if not found["votes"]:
+        return "No reader has compared these texts yet; amazon_ft_demo asks which of two is better."
+    share = "; of those decided, {rate:.0%} [{low:.0%}, {high:.0%}]" if found["rate"] is not None else ""
+    return ("Readers who did not know whose text they read gave {wins} votes to the tuned model and {losses} to the "
+            f"base, with {{ties}} ties{share} (votes: {{votes}}, raters: {{raters}}).").format_map(found)
+
 # %% ../nbs/03_merge_and_eval.ipynb #8345c79d
 def predict(
     model: str, # A hub id, a folder, or `tiny`
@@ -415,23 +477,6 @@ def predict(
     save = lambda known: atomic_write(file, json.dumps(dict(made_by=made_by, predictions=known)))
     return generate(loaded, tokenizer, chats, max_new_tokens, batch_size, known, save)
 
-# %% ../nbs/03_merge_and_eval.ipynb #f29dc337
-def same_weights(
-    model, # From load_model
-    folder: Path, # A model folder
-) -> bool:
-    "Whether the folder holds the model's very weights, compared in float16."
-    import torch
-    from safetensors import safe_open
-    half = lambda tensor: tensor.to("cpu", torch.float16)
-    weights = dict(model.named_parameters())
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in weights.keys() & tensors.keys():
-                if not torch.equal(half(weights.pop(name)), half(tensors.get_tensor(name))):
-                    return False
-    return not weights
-
 # %% ../nbs/03_merge_and_eval.ipynb #b021c795
 def _answers(base, where, training, rows, chat_template, seed, asked):
     "A table of what all systems wrote; raises `UserError` if base and merged model are the same in effect."
@@ -439,15 +484,18 @@ def _answers(base, where, training, rows, chat_template, seed, asked):
     shared = dict(uid=rows["uid"], title=rows["title"], reference=rows["content"])
     found = {name: dict(prediction=list(map(target_text, texts))) for name, texts in controls(rows, training).items()}
     found["reference"] = dict(prediction=list(map(target_text, rows["content"])))
+    judged = {}
     for name, model in (("base", base), ("tuned", str(where.merged))):
         tokenizer = load_tokenizer(model)
         if tokenizer.chat_template != chat_template:
             raise UserError(f"{model} has another chat template than the adapter was trained with; train again")
         loaded = load_model(model, inference_precision())
+        judged[name] = likelihood(loaded, tokenizer, rows).to_dict("list")
+        if name == "tuned" and judged["base"] == judged["tuned"]:
+            raise UserError(f"{where.merged} gives every reference the same likelihood as {base}: no adapter is at work; "
+                            "run amazon_ft_merge, or train again")
         chats = {name: list(rows["prompt"])}
         if name == "base":
-            if same_weights(loaded, where.merged):
-                raise UserError(f"{where.merged} has the weights of {base}, no adapter is merged; run amazon_ft_merge")
             room = loaded.config.max_position_embeddings - asked["max_new_tokens"]
             longer, n = few_shot(chats[name], training, tokenizer, room, seed=seed)
             chats |= {f"base, {n} examples": longer} if n else {}
@@ -458,12 +506,11 @@ def _answers(base, where, training, rows, chat_template, seed, asked):
             found[system] = dict(prediction=[p.text for p in written], new_tokens=[p.n_tokens for p in written],
                                  prefixed=[float(p.text.startswith(PREFIX.strip())) for p in written],
                                  stopped=[float(p.stopped) for p in written])
-        found[name] |= likelihood(loaded, tokenizer, rows).to_dict("list")
+        found[name] |= judged[name]
         del loaded
-    for what in ("nll_token", "prediction"):
-        if found["base"][what] == found["tuned"][what]:
-            raise UserError(f"base and tuned model have the same {what} on all {len(rows)} titles: the adapter has no "
-                            "effect; train again, for more steps or with a higher --learning_rate")
+    if found["base"]["prediction"] == found["tuned"]["prediction"]:
+        raise UserError(f"base and tuned model write the same for all {len(rows)} titles: the adapter has no effect; "
+                        "train again, for more steps or with a higher --learning_rate")
     return pd.concat([pd.DataFrame(shared | dict(system=name) | columns) for name, columns in found.items()],
                      ignore_index=True)
 
@@ -511,7 +558,7 @@ def evaluate(
     with stage_lock(where.root):
         dataset, prepared = load_prepared(where.root)
         merged = read_manifest(where.merged, "merge", f"run amazon_ft_merge --base {base} --root {where.root}")
-        rows = _test_rows(where, dataset, prepared, merged, k)
+        rows = _test_rows(where.merged, dataset, prepared, k)
         asked = dict(max_new_tokens=max_new_tokens, batch_size=batch_size or batch_rows())
         table = _answers(base, where, dataset["train"], rows, merged["plan"]["chat_template"], seed, asked)
         table.insert(2, "question", prepared["arguments"]["question"])
@@ -527,19 +574,20 @@ def evaluate(
         return _write_results(paths(base, where.root, len(rows)), table, metrics)
 
 # %% ../nbs/03_merge_and_eval.ipynb #ef4318a1
-def _test_rows(where, dataset, prepared, merged, k):
-    "The rows to evaluate on; raises `UserError` if they cannot be trusted."
+def _test_rows(model, dataset, prepared, k):
+    "The rows to evaluate a model on; raises `UserError` if they cannot be trusted."
     if k < 1:
         raise UserError(f"--k {k}: give the number of titles to evaluate on, 1 or more")
-    if merged["plan"]["data"] != prepared["data"]:
-        raise UserError(f"{where.merged} was trained on another dataset than {where.prepared}, whose test rows "
-                        "it may have seen; run amazon_ft_train --overwrite and amazon_ft_merge")
+    manifest = Path(locate(str(model))) / MANIFEST
+    if manifest.exists() and json.loads(manifest.read_text())["plan"]["data"] != prepared["data"]:
+        raise UserError(f"{model} was trained on another dataset than the prepared one, whose test rows it may have "
+                        "seen; run amazon_ft_train --overwrite and amazon_ft_merge")
     rows = dataset["test"].take(min(k, len(dataset["test"])))
     if len(rows) == 0:
-        raise UserError(f"{where.prepared} has no test rows; prepare it with --n_test above 0")
+        raise UserError("the prepared dataset has no test rows; run amazon_ft_prepare with --n_test above 0")
     empty = sum(not text.strip() for text in rows["content"])
     if empty:
-        raise UserError(f"{where.prepared}: {empty} of {len(rows)} test rows have an empty description; prepare again")
+        raise UserError(f"{empty} of {len(rows)} test rows have an empty description; run amazon_ft_prepare again")
     if len(rows) < k:
         print(f"evaluate: the test split has {len(rows)} rows, fewer than --k {k}")
     return rows
@@ -586,7 +634,7 @@ def conclusions(
         if name in systems["tuned"] and name in systems["reference"]:
             found.append(f"Share of {what}: {share('tuned', name)} in its descriptions, {share('reference', name)} in "
                          "the references.")
-    return found
+    return [*found, preference(metrics["preference"])]
 
 # %% ../nbs/03_merge_and_eval.ipynb #2d7a942e
 def plot_evaluation(
@@ -679,13 +727,20 @@ def model_card(
     name = f"{short_name(metrics['base'])} for product descriptions"
     tuned, source = metrics["systems"]["tuned"], Path(metrics["source"]).name
     results = [EvalResult(task_type="text-generation", dataset_type="held-out-titles", dataset_name=source,
-                          metric_type=m, metric_value=round(tuned[m]["mean"], 4)) for m in SCORES]
+                          dataset_args=dict(k=metrics["k"]), metric_type=m, metric_value=round(tuned[m]["mean"], 4))
+               for m in SCORES]
     on_hub = {"base_model": metrics["base"]} if re.fullmatch(r"[\w.-]+/[\w.-]+", metrics["base"]) else {}
     data = ModelCardData(language="en", library_name="transformers", pipeline_tag="text-generation", model_name=name,
                          tags=["qlora", "product-descriptions"], eval_results=results, **on_hub)
     purpose = ("Given a product title and a question, it writes the description. Ask it as amazon_ft does, through its "
                "own chat template.")
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{purpose}\n\n{text}"))
+
+def _card_titles(file):
+    "How many titles a model card reports on; 0 if there is none, or it is not from here."
+    from huggingface_hub import ModelCard
+    results = ModelCard.load(file).data.eval_results if file.exists() else None
+    return (results[0].dataset_args or {}).get("k", 0) if results else 0
 
 # %% ../nbs/03_merge_and_eval.ipynb #afa002e8
 def beside(
@@ -711,21 +766,26 @@ def _write_results(where, table, metrics):
     improved = wide.join(gain).query("gain_rougeL > 0").sort_values("gain_rougeL", ascending=False, kind="stable")
     atomic_write(where.side_by_side, wide.to_csv(index=False))
     atomic_write(where.improved, improved.to_csv(index=False))
-    lines = table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15)
-    atomic_write(beside(where, "examples", ".jsonl"), lines)
+    examples = beside(where, "examples", ".jsonl")
+    atomic_write(examples, table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15))
+    metrics["preference"] = win_rate(examples)
     figure, plots = plot_evaluation(metrics, table), beside(where, "plots", ".png")
-    for path in (plots, where.merged / "evaluation.png"):
-        _save(figure, path)
+    _save(figure, plots)
     text = report(metrics, table, plots.name)
     atomic_write(beside(where, "report", ".md"), f"# {where.merged.name}, {metrics['k']} held-out titles\n\n{text}")
-    atomic_write(where.merged / "README.md", model_card(metrics, text.replace(plots.name, "evaluation.png")))
+    card = where.merged / "README.md"
+    known = _card_titles(card)
+    if known <= metrics["k"]:
+        _save(figure, card.with_name("evaluation.png"))
+        atomic_write(card, model_card(metrics, text.replace(plots.name, "evaluation.png")))
     atomic_write(where.metrics, json.dumps(metrics, indent=2) + "\n")
     print(f"evaluate: {metrics['k']} held-out titles, mean F-measure and 95 % interval")
     print(results_table(metrics).to_string())
     for sentence in conclusions(metrics)[:2]:
         print(fill(f"evaluate: {sentence.replace('**', '')}", width=80, subsequent_indent="  "))
     print(f"evaluate: wrote {where.metrics},\n  and beside it side_by_side, improved_examples ({len(improved)} rows), "
-          "examples,\n  plots and report, which is the merged model's README.md too")
+          "examples,\n  plots and report")
+    print(f"evaluate: {card}\n  " + ("is the same report" if known <= metrics["k"] else f"is from {known} titles and stays"))
     return metrics
 
 # %% ../nbs/03_merge_and_eval.ipynb #7ec4dc59
@@ -757,12 +817,7 @@ def _scored(of, root, k, max_new_tokens, batch_size):
             raise UserError(f"{of}: there is no such file; amazon_ft_eval writes examples_*.jsonl beside its metrics")
         table = pd.read_json(of, lines=True, dtype=False)
         return table[table["system"] == "tuned"].reset_index(drop=True)
-    dataset, prepared = load_prepared(root)
-    if (Path(locate(of)) / MANIFEST).exists():
-        merged = read_manifest(of, "merge", "give a merged model's folder")
-        rows = _test_rows(paths(root=root)._replace(merged=of), dataset, prepared, merged, k)
-    else:
-        rows = dataset["test"].take(min(k, len(dataset["test"])))
+    rows = _test_rows(of, *load_prepared(root), k)
     cache = workspace(root) / "cache/predictions"
     written = predict(of, load_model(of, inference_precision()), load_tokenizer(of), list(rows["prompt"]),
                       max_new_tokens, batch_size or batch_rows(), cache)
