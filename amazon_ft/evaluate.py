@@ -498,8 +498,8 @@ def _answers(base, where, training, rows, chat_template, seed, asked):
         loaded = load_model(model, inference_precision())
         judged[name] = likelihood(loaded, tokenizer, rows).to_dict("list")
         if name == "tuned" and judged["base"] == judged["tuned"]:
-            raise UserError(f"{where.merged} gives every reference the same likelihood as {base}: no adapter is at work; "
-                            "run amazon_ft_merge, or train again")
+            raise UserError(f"{where.merged} gives every reference the same likelihood as {base}: no adapter is at "
+                            "work; run amazon_ft_merge, or train again")
         chats = {name: list(rows["prompt"])}
         if name == "base":
             room = loaded.config.max_position_embeddings - asked["max_new_tokens"]
@@ -791,7 +791,8 @@ def _write_results(where, table, metrics):
         print(fill(f"evaluate: {sentence.replace('**', '')}", width=80, subsequent_indent="  "))
     print(f"evaluate: wrote {where.metrics},\n  and beside it side_by_side, improved_examples ({len(improved)} rows), "
           "examples,\n  plots and report")
-    print(f"evaluate: {card}\n  " + ("is the same report" if known <= metrics["k"] else f"is from {known} titles and stays"))
+    fate = "is the same report" if known <= metrics["k"] else f"is from {known} titles and stays"
+    print(f"evaluate: {card}\n  {fate}")
     return metrics
 
 # %% ../nbs/03_merge_and_eval.ipynb #7ec4dc59
