@@ -527,7 +527,8 @@ def generate(
     from tqdm.auto import tqdm
     known = {} if known is None else known
     prompts = token_ids(tokenizer, chats)
-    batches = length_batches([len(p) + max_new_tokens for p in prompts], batch_size or batch_rows(), cache_tokens(model))
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    batches = length_batches(lengths, batch_size or batch_rows(), cache_tokens(model))
     config = generation_config(tokenizer, max_new_tokens)
     progress = tqdm(total=len(prompts), desc="generate", unit="title", leave=False, disable=len(batches) < 2)
     for batch in batches:

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import Page, expect, sync_playwright
 
 TITLE = "Norvelle Bamboo Cutting Board, large, Ivory White"
+OWN_QUESTION = "Is it <b>safe</b> in a dishwasher?"
 MARKUP = "<img src=x onerror='window.harm = 1'> <b>Bamboo</b> Cutting Board"
 
 
@@ -64,7 +65,7 @@ def tab_to(
 
 
 def before_and_after(page: Page):
-    "A title by keyboard alone; both columns fill and differ; markup and a megabyte are text."
+    "A title by keyboard alone; both columns fill and differ; a question of one's own; markup and a megabyte are text."
     texts = {name: page.locator(f"#{name} .textfield") for name in ("base", "tuned")}
     tab_to(page, "#title textarea")
     page.keyboard.type(TITLE)
@@ -84,6 +85,17 @@ def before_and_after(page: Page):
     page.click("#ask")
     settled(page)
     assert page.evaluate("window.harm") is None and page.locator("#nearest img, #base img, #tuned img").count() == 0
+
+    page.locator("button", has_text="Clear").click()
+    expect(page.locator("#tuned-speed")).to_have_text("")
+    page.fill("#title textarea", TITLE)
+    for question, answer in (("x" * 501, "501 characters"), (OWN_QUESTION, "tokens/s")):
+        page.fill("#question input", question)
+        page.keyboard.press("Enter")
+        page.click("#ask")
+        expect(page.get_by_text(answer).first).to_be_visible()
+    settled(page)
+    expect(page.locator("#question input")).to_have_value(OWN_QUESTION)
 
     page.fill("#title textarea", "x" * 1_000_000)
     page.click("#ask")
