@@ -290,8 +290,9 @@ class Step:
         attention = partial(packed_attention, longest=ceil(longest / 256) * 256, kernel=self.kernel)
         AttentionInterface.register("packed", attention)
         self.lm.set_attn_implementation("packed")
-        self.dropouts = _seeded_dropouts(self.lm) if execution.compiled else []
+        self.dropouts = []
         if execution.compiled:
+            self.dropouts = _seeded_dropouts(self.lm)
             self.lm.enable_input_require_grads() # else the first layer differs from the others, and compiles alone
             for layer in self.lm.get_decoder().layers:
                 layer.forward = compiled_for_all_lengths(layer.forward)
