@@ -1,9 +1,10 @@
 """Open the rendered site as readers do: every page of _docs in headless Chromium, wide and narrow, light and dark.
 
 Usage: python tools/try_docs.py [--shots FOLDER]      after tools/docs.py
-Takes the Chromium or Chrome on the PATH, else the one that `playwright install chromium` brings. Fails on errors in the
-console, requests that fail, links and anchors that lead nowhere, pictures that do not load or have no text, markup meant
-for Quarto, pages wider than the screen and text too pale to read. Badges are asked of nobody, only counted.
+Takes the Chromium or Chrome on the PATH, else the one that `playwright install chromium` brings. Fails on errors in
+the console, requests that fail or go to other machines, links and anchors that lead nowhere, pictures that do not load
+or have no text, markup meant for Quarto, pages wider than the screen and text too pale to read. Badges are fetched from
+nobody, only counted.
 """
 import argparse
 import sys
@@ -20,7 +21,7 @@ from docs import LEAKS
 from try_demo import installed_browser
 
 BADGES = ("https://github.com/", "https://colab.research.google.com/assets/", "https://img.shields.io/")
-BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="120" height="20"><rect width="120" height="20" fill="#888"/></svg>'
+BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="120" height="20"><path fill="#888" d="M0 0h120v20H0z"/></svg>'
 SCREENS = {"wide": dict(width=1280, height=900), "narrow": dict(width=390, height=844)}
 LEAST_CONTRAST = 4.5  # WCAG 2.2, level AA, for text of ordinary size
 
@@ -136,7 +137,7 @@ def main() -> int:
                 page = context.new_page()
                 page.on("console", lambda message: strange.append(message.text) if message.type == "error" else None)
                 page.on("pageerror", lambda error: strange.append(str(error)))
-                page.on("response", lambda got: strange.append(f"{got.status} {got.url}") if got.status >= 400 else None)
+                page.on("response", lambda got: None if got.ok else strange.append(f"{got.status} {got.url}"))
                 for name in names:
                     page.goto(urljoin(address, name), wait_until="load")
                     wrong, links[name], ids[name] = complaints(page, address)
@@ -149,7 +150,8 @@ def main() -> int:
         browser.close()
     server.shutdown()
     found += lost(links, ids, folder)
-    print(f"{len(names)} pages, {sum(map(len, links.values()))} links within the site, {len(badges)} badges not asked for")
+    n_links = sum(map(len, links.values()))
+    print(f"{len(names)} pages, {n_links} links within the site, {len(badges)} badges not fetched")
     print("\n".join(found) or "ok")
     return 1 if found else 0
 
