@@ -1,7 +1,7 @@
 """Render the site and README.md without Quarto: nbdev's own processing, the same `_quarto.yml`, pandoc from PyPI.
 
-Usage: python tools/docs.py                    _docs/*.html, then a check of every internal link and anchor
-       python tools/docs.py --readme           README.md (and index_files/, when the index shows figures)
+Usage: python tools/docs.py                    _docs/*.html, then a check of links, anchors and pictures' texts
+       python tools/docs.py --readme           README.md (and index_files/, when a cell of the index draws)
        python tools/docs.py --check-readme     fail when README.md is not what index.ipynb renders to
 The published site is Quarto's. This one shows the same text, code, outputs, callouts, tables and links; it has
 no search and no copy buttons, and refuses cell options that only Quarto knows.
@@ -91,7 +91,7 @@ def figure(
     content = "".join(data[mime])
     (folder / name).write_bytes(content.encode() if mime == "image/svg+xml" else base64.b64decode(content))
     alt = html.escape(cell.get("fig-alt", cell.get("fig-cap", "")))
-    return f"![{cell.get('fig-cap', '')}]({name})" + (f'{{fig-alt="{alt}"}}' if alt else "")
+    return f"![{cell.get('fig-cap', '')}]({name})" + (f'{{alt="{alt}"}}' if alt else "")
 
 
 def output_markdown(
@@ -250,17 +250,19 @@ def local_links(
 
 
 class Links(HTMLParser):
-    "The anchors, the links and the prose of a page."
+    "The anchors, the links, the prose of a page and its pictures without a text in their place."
 
     def __init__(self, text: str):
         super().__init__()
-        self.ids, self.targets, self.prose, self.verbatim = set(), [], [], 0
+        self.ids, self.targets, self.prose, self.mute, self.verbatim = set(), [], [], [], 0
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.ids.add(attrs.get("id"))
         self.targets += [attrs[key] for key in ("href", "src") if attrs.get(key)]
+        if tag == "img" and not attrs.get("alt", "").strip():
+            self.mute.append(attrs.get("src"))
         self.verbatim += tag in ("pre", "code")
 
     def handle_endtag(self, tag):
@@ -291,6 +293,7 @@ def broken(
                 found.append(f"{name}: no such page: {target}")
             elif anchor and anchor not in pages[file or name].ids:
                 found.append(f"{name}: no such anchor: {target}")
+        found += [f"{name}: no alternative text, give the cell a fig-alt: {image}" for image in content.mute]
         found += [f"{name}: markup that was not rendered: {leak}" for leak in LEAKS.findall("".join(content.prose))]
     return found
 
@@ -309,9 +312,13 @@ def render_site() -> list:  # Complaints
     bar = [link(item, pages) for item in site["navbar"]["left"]]
     bar += [link(item, pages, css="right") for item in site["navbar"]["right"]]
     items = site["sidebar"]["contents"]
+    sides = [pandoc(site["page-footer"][side], "markdown", "html5") for side in ("left", "right")]
+    shared = {"footer": "".join(sides), "favicon": site["favicon"], "cardstyle": site["twitter-card"]["card-style"]}
+    shared["card"] = f"{cfg.doc_host}{cfg.doc_baseurl}{site['image']}"
     for p in pages.values():
         variables = {"site": cfg.title, "navbar": "\n".join(bar), "sidebar": sidebar(items, pages, p.out)}
         variables["around"] = around(p.name, items, pages)
+        variables |= shared
         args = [f"--variable={key}={value}" for key, value in variables.items()]
         args += [f"--metadata=title:{p.title}", f"--metadata=subtitle:{p.subtitle}", "--toc", "--toc-depth=3"]
         args += ["--standalone", "--mathml", f"--template={HERE / 'docs.html'}", f"--lua-filter={HERE / 'docs.lua'}"]
@@ -330,6 +337,8 @@ def render_readme(
     index = page(path, folder, readme=True)
     callouts = f"--lua-filter={HERE / 'docs.lua'}"
     text = pandoc(index.markdown, "markdown-implicit_figures+emoji", GFM, "--wrap=auto", callouts)
+    beside = lambda m: f'src="{cfg.nbs_path.name}/{m[1]}"' if (cfg.nbs_path / m[1]).is_file() else m[0]
+    text = re.sub(r'src="([^":]+)"', beside, text)
     (folder / "README.md").write_text(f"# {index.title}\n\n\n{text}", encoding="utf-8")
 
 
@@ -344,7 +353,7 @@ def stale_readme() -> list:  # Complaints
     for path, content in fresh.items():
         if not (root / path).is_file() or (root / path).read_bytes() != content:
             found.append(f"{path} is not what the index renders to: python tools/docs.py --readme")
-    for target in re.findall(r"\]\(([^)\s]+)", (root / "README.md").read_text(encoding="utf-8")):
+    for target in re.findall(r"(?:\]\(|src=\")([^)\s\"]+)", (root / "README.md").read_text(encoding="utf-8")):
         if not re.match(r"[a-z]+:|#", target) and not (root / target).exists():
             found.append(f"README.md: no such file: {target}")
     return found

@@ -1,4 +1,4 @@
-"""Keep every address of the repository in step with `user`, `repo` and `branch` in settings.ini.
+"""Keep addresses and the site's version in step with `user`, `repo`, `branch` and `version` in settings.ini.
 
 Usage: python tools/owner.py [--check]      rewrite in place, or only name the files that are out of step
 Each numbered notebook gets its Colab badge and its hidden Colab set-up cell behind the title, which stands in a cell of
@@ -77,7 +77,8 @@ def main() -> int:
     cfg = get_config()
     wanted = {path: notebook(path, cfg) for path in sorted(cfg.nbs_path.glob("*.ipynb"))}
     for path in (cfg.config_path / "_quarto.yml", cfg.nbs_path / "nbdev.yml"):
-        wanted[path] = addresses(path.read_text(encoding="utf-8"), cfg)
+        text = addresses(path.read_text(encoding="utf-8"), cfg)
+        wanted[path] = re.sub(rf"\b{cfg.lib_name} \d[\w.]*", f"{cfg.lib_name} {cfg.version}", text)
     stale = {path: text for path, text in wanted.items() if path.read_text(encoding="utf-8") != text}
     for path, text in stale.items():
         print(path.relative_to(cfg.config_path), "is out of step: run tools/owner.py" if check else "rewritten")

@@ -23,6 +23,11 @@ OWN_QUESTION = "Is it <b>safe</b> in a dishwasher?"
 MARKUP = "<img src=x onerror='window.harm = 1'> <b>Bamboo</b> Cutting Board"
 
 
+def installed_browser() -> str:  # Its path; `None` leaves the choice to Playwright
+    "The Chromium or Chrome of this machine."
+    return next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+
+
 def free_port() -> int:
     "A port that nobody listens on."
     with socket.socket() as s:
@@ -167,9 +172,8 @@ def main() -> int:
     args = parser.parse_args()
     shot = lambda page, name: args.shots and page.screenshot(path=args.shots / f"{name}.png", full_page=True)
     port, rater, strange = free_port(), f"rater {time.time_ns()}", []
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=installed_browser(), args=["--no-sandbox"])
 
         def visit(address, **kwargs):
             context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **kwargs)
