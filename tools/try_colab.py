@@ -92,7 +92,7 @@ def image(
     pip = folder / "bin/pip"
     pip.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m pip "$@"\n')
     pip.chmod(0o755)
-    missing = [name for name in ("ipykernel", "setuptools", "wheel") if not list(site.glob(f"{name}-*"))]
+    missing = [name for name in ("ipykernel", "ipywidgets", "setuptools") if not list(site.glob(f"{name}-*"))]
     if missing:  # Colab has them
         run(pip, "install", "-q", *missing)
     return folder / "bin/python"
@@ -194,12 +194,12 @@ def run_all(
     err = (folder / "kernel.err").read_text()
     wrong += trouble(nb) + ([err[-2000:]] if NOISE.search(err) else [])
     workspace = {"drive"} if drive else {"amazon_ft_runs"}
-    strays = {file.name for file in (folder / "content").iterdir()} - SET_UP - workspace
+    strays = {file.name for file in (folder / "content").iterdir()} - SET_UP - workspace - {".hypothesis"}
     strays |= {file.name for file in (folder / "home").iterdir() if not file.name.startswith(".")}
     wrong += [f"written outside the workspace: {name}" for name in sorted(strays)]
     where = "with Drive" if drive else "alone"
-    print(f"{path.name}, {where}: {'FAILED' if wrong else 'ok'}, {time.perf_counter() - start:.0f} s", flush=True)
-    return [f"{path.name}, {where}: {what}" for what in wrong]
+    print(f"{path.name}, {where}: {'FAILED' if wrong else 'ok'}, {time.perf_counter() - start:.0f} s", *wrong, sep="\n", flush=True)
+    return wrong
 
 
 def main() -> int:
@@ -229,9 +229,9 @@ def main() -> int:
             wrong = alone.result() + order.result()
         if not private:
             print("not checked, /content cannot be had here: with Drive")
-        left = {file.name for file in (tmp / "drive").iterdir()} - {"amazon_ft"}
-        wrong += [f"written on Drive, outside the workspace: {name}" for name in sorted(left)]
-    print("\n".join(wrong))
+        for name in {file.name for file in (tmp / "drive").iterdir()} - {"amazon_ft"}:
+            wrong.append(name)
+            print(f"written on Drive, outside the workspace: {name}")
     return bool(wrong)
 
 
