@@ -138,7 +138,7 @@ def machine(
     path = f"{folder}/env/bin{os.pathsep}{Path(base).parent}{os.pathsep}{os.environ['PATH']}"
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "JUPYTER", "VIRTUAL_ENV", "AMAZON_FT", "GRADIO"))}
     return keep | env | dict(PATH=path, HOME=f"{folder}/home", TMPDIR=f"{folder}/tmp", JUPYTER_PATH=f"{folder}/jupyter",
-                             STAND_IN_DRIVE=str(drive), PIP_NO_WARN_SCRIPT_LOCATION="1", PIP_ROOT_USER_ACTION="ignore")
+                             STAND_IN_DRIVE=str(drive), OMP_NUM_THREADS="1", PIP_NO_WARN_SCRIPT_LOCATION="1", PIP_ROOT_USER_ACTION="ignore")
 
 
 def trouble(
