@@ -695,7 +695,7 @@ def _summary(manifest):
 
 # %% ../nbs/01_prepare_dataset.ipynb #d144
 def prepare(
-    source: str = "trn.json.gz", # JSON lines, CSV or Parquet, plain, .gz, .zip, or a glob; `sample`; `AmazonTitles-1.3MM`
+    source: str = "trn.json.gz", # JSON lines, CSV or Parquet, plain, .gz, .zip; a glob; `sample`; `AmazonTitles-1.3MM`
     n_train: int = 10_000, # Training rows; -1 takes all that are left
     n_valid: int = 1_000, # Validation rows
     n_test: int = 1_000, # Test rows, never trained on and never used to choose anything

@@ -1,15 +1,15 @@
-"""Run the notebooks as a person in Colab does: badge, run all, the next one. Outside the checkout, each in a new machine.
+"""Run the notebooks as a person in Colab does: open, run all, open the next. Each in a new machine, not the checkout.
 
 Usage: python tools/try_colab.py [--python ENV/bin/python] [--only 01 02 ...]
-A machine is a folder that takes the place of /content, an empty home and a copy of an environment, by default this
-program's own, that stands for what Colab brings along: the notebooks' package is not in it. Every cell runs, whatever
-its flags, the set-up cell as it is: git takes the repository's address for the last commit here (uncommitted changes
-included), so the clone, the wheel that pip builds of it and its installation are real. `google.colab` is a stand-in:
-a kernel and a shell of those names, and `drive.mount`, which shows a folder that outlives the machines.
-Each notebook runs alone, in a machine without Drive; and all in order, each in its machine, with Drive mounted by the
-box in the set-up cell. Fails on an exception, a warning or a traceback in an output, on files written elsewhere than
-in the workspace, and if the demo does not end up shown inline, by Colab's proxy, and answering. Needs to be root, or
-/content to be there, for a private /content; without it Drive is left out, and that is said.
+A machine is an empty /content, an empty home and a copy of an environment that stands for what Colab brings along, by
+default the one that runs this. Every cell runs, whatever its flags, and the set-up cell as it stands: git is told to
+find the repository's address in a copy of this checkout (uncommitted changes included), so the clone is real, and so
+is the wheel that pip builds of it and installs. Of `google.colab` there is a stand-in: kernel and shell by those
+names, and `drive.mount`, which shows a folder that outlives the machines. An old torchao lies about, as in Colab.
+Each notebook runs alone, without Drive; and those that write to the workspace run in order, each in its machine, with
+Drive mounted by the box in the set-up cell. Fails on an exception, a warning or a traceback, on files written outside
+the workspace, and unless the demo ends up shown inline, by Colab's proxy, not public, and answering.
+A /content of each machine's own takes root and `unshare`; without them Drive is left out, and that is said.
 """
 import argparse
 import json
@@ -30,25 +30,27 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbdev.config import get_config
 
-TICK = "keep_on_drive = False", "keep_on_drive = True"  # what Colab's form does to the source
-SET_UP = {"colab.txt", "amazon_ft_source", "bench"}  # what the set-up cell puts beside the workspace
+BOX = "keep_on_drive"
+SET_UP = {"colab.txt", "amazon_ft_source", "bench", ".hypothesis"}  # beside the workspace, from the set-up and a test
 NOISE = re.compile(r"Traceback|\w*Warning: ")
+PROVIDED = ("ipykernel", "ipywidgets", "setuptools")  # by Colab, beside what the package needs
 STAND_IN = {
-    "_shell.py": """
+    "google/colab/__init__.py": "",
+    "google/colab/_shell.py": """
 from IPython.core.interactiveshell import InteractiveShellABC
 from ipykernel.zmqshell import ZMQInteractiveShell
 class Shell(ZMQInteractiveShell):
     pass
 InteractiveShellABC.register(Shell)
 """,
-    "_kernel.py": """
+    "google/colab/_kernel.py": """
 from ipykernel.ipkernel import IPythonKernel
 from traitlets import Type
 from google.colab._shell import Shell
 class Kernel(IPythonKernel):
     shell_class = Type(Shell)
 """,
-    "drive.py": """
+    "google/colab/drive.py": """
 import os
 from pathlib import Path
 def mount(mountpoint):
@@ -56,58 +58,61 @@ def mount(mountpoint):
     (Path(mountpoint) / "MyDrive").symlink_to(os.environ["STAND_IN_DRIVE"])
     print("Mounted at", mountpoint)
 """,
-    "__init__.py": "",
+    "torchao/__init__.py": "",
+    "torchao-0.10.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n",
+    "torchao-0.10.0.dist-info/RECORD": "torchao/__init__.py,,\ntorchao-0.10.0.dist-info/METADATA,,\n",
 }
 
 
-def run(*command, **kwargs) -> str:  # Its output
-    "Run a command that must succeed."
-    return subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True, **kwargs).stdout.strip()
+def output_of(*command, **kwargs) -> str:
+    "What a command prints that must succeed."
+    done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True, **kwargs)
+    return done.stdout.strip()
 
 
 def repository(
     folder: Path,  # Where to put it
-    checkout: Path,  # Its working tree is what the repository will hold
 ) -> dict:  # Environment variables that make git find it at its public address
-    "A bare repository whose main branch is the working tree."
+    "A bare repository whose main branch is this checkout as it is."
     cfg, bare = get_config(), folder / "repository.git"
-    commit = run("git", "-C", checkout, "stash", "create") or run("git", "-C", checkout, "rev-parse", "HEAD")
-    run("git", "init", "-q", "--bare", "-b", cfg.branch, bare)
-    run("git", "-C", checkout, "push", "-q", bare, f"{commit}:refs/heads/{cfg.branch}")
-    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{bare}.insteadOf", "GIT_CONFIG_VALUE_0": cfg.git_url}
+    here = ["git", "-C", cfg.config_path]
+    commit = output_of(*here, "stash", "create") or output_of(*here, "rev-parse", "HEAD")
+    output_of("git", "init", "-q", "--bare", "-b", cfg.branch, bare)
+    output_of(*here, "push", "-q", bare, f"{commit}:refs/heads/{cfg.branch}")
+    key = f"url.file://{bare}.insteadOf"
+    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": cfg.git_url}
 
 
 def image(
     folder: Path,  # Where to put it
-    python: str,  # Of the environment that has the dependencies
+    python: str,  # Of the environment below, which has the dependencies
 ) -> Path:  # Its Python
-    "An environment on top of another one, with `google.colab` and without this package."
-    run(python, "-m", "venv", "--without-pip", folder)
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
-    own = folder / site.relative_to(run(python, "-c", "import sys; print(sys.prefix)"))
-    (own / "below.pth").write_text(f"{site}\n")
+    "An environment on top of another one, with the stand-ins."
+    output_of(python, "-m", "venv", "--without-pip", folder)
+    where = "import sys, sysconfig; print(sys.prefix, sysconfig.get_path('purelib'))"
+    prefix, below = output_of(python, "-c", where).split()
+    site = folder / Path(below).relative_to(prefix)
+    (site / "below.pth").write_text(f"{below}\n")  # a plain line: editable packages down there stay unseen
     for name, text in STAND_IN.items():
-        (own / "google/colab").mkdir(parents=True, exist_ok=True)
-        (own / "google/colab" / name).write_text(text)
-    pip = folder / "bin/pip"
-    pip.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m pip "$@"\n')
-    pip.chmod(0o755)
-    missing = [name for name in ("ipykernel", "ipywidgets", "setuptools") if not list(site.glob(f"{name}-*"))]
-    if missing:  # Colab has them
-        run(pip, "install", "-q", *missing)
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    missing = [name for name in PROVIDED if not list(Path(below).glob(f"{name}-*"))]
+    if missing:
+        output_of(folder / "bin/python", "-m", "pip", "install", "-q", *missing)
     return folder / "bin/python"
 
 
 @contextmanager
 def private_content():
-    "Whether each machine can have a /content of its own, by a mount that no other process sees."
+    "Whether a machine can have a /content that no other process sees."
     content = Path("/content")
     made = os.geteuid() == 0 and not content.exists()
     if made:
         content.mkdir()
     try:
-        probe = ["unshare", "-m", "mount", "--bind", "/dev", "/content"]
-        yield content.exists() and subprocess.run(probe, stderr=subprocess.DEVNULL).returncode == 0
+        probe = ["unshare", "-m", "mount", "--bind", "/dev", str(content)]
+        yield bool(content.exists() and shutil.which("unshare")
+                   and subprocess.run(probe, stderr=subprocess.DEVNULL).returncode == 0)
     finally:
         if made:
             content.rmdir()
@@ -116,50 +121,45 @@ def private_content():
 def machine(
     folder: Path,  # Of the machine
     layer: Path,  # The image's folder
-    base: str,  # Python of the environment below
-    env: dict,  # From repository
+    python: str,  # Of the environment below
     private: bool,  # From private_content
-    drive: Path = None,  # Folder that shows as MyDrive once mounted
 ) -> dict:  # Environment variables of its kernel
-    "Make an empty machine, and a kernelspec named `colab` for it."
+    "Make a machine, and a kernel named `colab` for it."
     for name in ("content", "home", "tmp"):
         (folder / name).mkdir(parents=True)
     shutil.copytree(layer, folder / "env", symlinks=True)
     pip = folder / "env/bin/pip"
-    pip.write_text(pip.read_text().replace(str(layer), str(folder / "env")))
-    start = f"{folder}/env/bin/python -m ipykernel_launcher --IPKernelApp.kernel_class=google.colab._kernel.Kernel -f"
-    argv = ["sh", "-c", f'exec {start} "$0"', "{connection_file}"]
+    pip.write_text(f'#!/usr/bin/env sh\nexec "{folder}/env/bin/python" -m pip "$@"\n')
+    pip.chmod(0o755)
+    start = f"exec {folder}/env/bin/python -m ipykernel_launcher --IPKernelApp.kernel_class=google.colab._kernel.Kernel"
+    argv = ["sh", "-c", f'{start} -f "$0"', "{connection_file}"]
     if private:
-        inside = f'mount --bind {folder}/content /content && cd /content && exec {start} "$0"'
-        argv = ["unshare", "-m", "sh", "-c", inside, "{connection_file}"]
-    spec = folder / "jupyter/kernels/colab/kernel.json"
+        argv[2] = f"mount --bind {folder}/content /content && cd /content && {argv[2]}"
+        argv[:0] = ["unshare", "-m"]
+    spec = folder / "kernels/colab/kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps(dict(argv=argv, display_name="colab", language="python")))
-    path = f"{folder}/env/bin{os.pathsep}{Path(base).parent}{os.pathsep}{os.environ['PATH']}"
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "JUPYTER", "VIRTUAL_ENV", "AMAZON_FT", "GRADIO"))}
-    return keep | env | dict(PATH=path, HOME=f"{folder}/home", TMPDIR=f"{folder}/tmp", JUPYTER_PATH=f"{folder}/jupyter",
-                             STAND_IN_DRIVE=str(drive), OMP_NUM_THREADS="1", PIP_NO_WARN_SCRIPT_LOCATION="1", PIP_ROOT_USER_ACTION="ignore")
+    own = ("PYTHON", "JUPYTER", "VIRTUAL_ENV", "AMAZON_FT", "GRADIO")
+    path = os.pathsep.join([f"{folder}/env/bin", str(Path(python).parent), os.environ["PATH"]])
+    return {k: v for k, v in os.environ.items() if not k.startswith(own)} | dict(
+        PATH=path, HOME=f"{folder}/home", TMPDIR=f"{folder}/tmp", PIP_ROOT_USER_ACTION="ignore", OMP_NUM_THREADS="1")
 
 
-def trouble(
-    nb,  # An executed notebook
-) -> list:  # Lines that no output should hold
-    "Warnings and tracebacks in the outputs of cells that ended well."
-    texts = ["".join(output["text"]) for cell in nb.cells for output in cell.get("outputs", [])
-             if output["output_type"] == "stream"]
-    return [line for text in texts for line in text.splitlines() if NOISE.search(line)]
+def noise(
+    text: str,  # What a cell or the kernel said
+) -> list:  # Of its lines, those that should not be there
+    "Warnings and tracebacks."
+    return [line for line in text.splitlines() if NOISE.search(line)]
 
 
 def check_inline(
     nb,  # The demo's notebook, its kernel still running
 ):
-    "The last cell shows the page by Colab's proxy and nothing public, and the page answers."
-    shown = [output for cell in nb.cells if cell.cell_type == "code" for output in cell.outputs][-1]
-    script = shown["data"]["application/javascript"]
-    assert "google.colab.kernel.proxyPort" in script, script[:200]
-    public = [line for cell in nb.cells for output in cell.get("outputs", []) for line in str(output).splitlines()
-              if "gradio.live" in line]
-    assert not public, public
+    "Its last output shows the page by Colab's proxy; nothing is public; the page answers."
+    outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
+    script = outputs[-1]["data"]["application/javascript"]
+    assert "google.colab.kernel.proxyPort" in script, script
+    assert "gradio.live" not in str(outputs) and "public URL" not in str(outputs)
     port = re.search(r"\}\)\((\d+),", script)[1]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/config") as answer:
         assert json.load(answer)["is_colab"]
@@ -172,67 +172,69 @@ def run_all(
     drive: bool,  # Whether to tick the box
 ) -> list:  # What went wrong
     "Open a notebook and run all of its cells."
-    nb, start = nbformat.read(path, as_version=4), time.perf_counter()
+    nb, start, wrong = nbformat.read(path, as_version=4), time.perf_counter(), []
     for cell in nb.cells:
         if drive:
-            cell.source = cell.source.replace(*TICK)
+            cell.source = cell.source.replace(f"{BOX} = False", f"{BOX} = True")  # Colab's form edits the source
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(nb, timeout=900, kernel_name="colab", resources={"metadata": {"path": str(folder / "content")}})
-    os.environ["JUPYTER_PATH"] = str(folder / "jupyter")
-    wrong = []
+    client = NotebookClient(nb, timeout=900, kernel_name="colab", resources={"metadata": {"path": f"{folder}/content"}})
     client.create_kernel_manager()
-    client.km.kernel_spec_manager.kernel_dirs.insert(0, str(folder / "jupyter/kernels"))
-    with open(folder / "kernel.err", "w") as err, client.setup_kernel(env=env, stderr=err):
-        try:
-            for i, cell in enumerate(nb.cells):
-                client.execute_cell(cell, i)
-            if "demo" in path.name:
-                check_inline(nb)
-        except CellExecutionError as error:
-            wrong = [str(error)[-3000:]]
-    err = (folder / "kernel.err").read_text()
-    wrong += trouble(nb) + ([err[-2000:]] if NOISE.search(err) else [])
-    workspace = {"drive"} if drive else {"amazon_ft_runs"}
-    strays = {file.name for file in (folder / "content").iterdir()} - SET_UP - workspace - {".hypothesis"}
+    client.km.kernel_spec_manager.kernel_dirs.insert(0, f"{folder}/kernels")
+    with open(folder / "stderr", "w+") as stderr:
+        with client.setup_kernel(env=env, stderr=stderr):
+            try:
+                for i, cell in enumerate(nb.cells):
+                    client.execute_cell(cell, i)
+                if "demo" in path.name:
+                    check_inline(nb)
+            except (CellExecutionError, AssertionError) as error:
+                wrong.append(str(error)[-3000:])
+        stderr.seek(0)
+        wrong += noise(stderr.read())
+    streams = [output for cell in nb.cells for output in cell.get("outputs", []) if output.output_type == "stream"]
+    wrong += [line for output in streams for line in noise(output.text)]
+    strays = {file.name for file in (folder / "content").iterdir()} - SET_UP - {"drive" if drive else "amazon_ft_runs"}
     strays |= {file.name for file in (folder / "home").iterdir() if not file.name.startswith(".")}
     wrong += [f"written outside the workspace: {name}" for name in sorted(strays)]
+    verdict = "FAILED" if wrong else "ok"
     where = "with Drive" if drive else "alone"
-    print(f"{path.name}, {where}: {'FAILED' if wrong else 'ok'}, {time.perf_counter() - start:.0f} s", *wrong, sep="\n", flush=True)
+    print(f"{path.name}, {where}: {verdict}, {time.perf_counter() - start:.0f} s", *wrong, sep="\n", flush=True)
     return wrong
 
 
 def main() -> int:
-    "Each notebook alone, and all in order on one Drive, both at a time."
+    "Each notebook alone, and beside that the stages in order on one Drive."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", default=sys.executable, help="Python of an environment with the dependencies")
-    parser.add_argument("--only", nargs="*", default=["0"], help="beginnings of notebooks' names")
+    parser.add_argument("--python", default=sys.executable, help="Python of the environment that stands for Colab's")
+    parser.add_argument("--only", nargs="+", default=["0"], help="how the names of the wanted notebooks begin")
     args = parser.parse_args()
-    checkout = get_config().config_path
-    paths = [path for path in sorted(get_config().nbs_path.glob("[0-9]*.ipynb")) if path.name.startswith(tuple(args.only))]
+    paths = [p for p in sorted(get_config().nbs_path.glob("[0-9]*.ipynb")) if p.name.startswith(tuple(args.only))]
     with TemporaryDirectory() as tmp, private_content() as private:
         tmp = Path(tmp)
-        env, python = repository(tmp, checkout), image(tmp / "image", args.python)
-        (tmp / "drive").mkdir()
+        git, python = repository(tmp), image(tmp / "image", args.python)
+        versions = "import platform as p, torch; print('Python', p.python_version(), 'torch', torch.__version__)"
+        print(output_of(python, "-c", versions))
+        drive = tmp / "drive"
+        drive.mkdir()
 
-        def open_and_run(name, path, drive=None):
-            folder = tmp / f"{name}-{path.stem}"
-            kernel_env = machine(folder, tmp / "image", args.python, env, private, drive)
-            wrong = run_all(path, folder, kernel_env, drive is not None)
+        def opened(path, on_drive):
+            folder = tmp / ("drive-" if on_drive else "alone-") / path.stem
+            env = machine(folder, tmp / "image", args.python, private) | git | dict(STAND_IN_DRIVE=str(drive))
+            wrong = run_all(path, folder, env, on_drive)
             shutil.rmtree(folder)
             return wrong
 
-        print(run(python, "-c", "import sys, torch; print('Python', sys.version.split()[0], 'torch', torch.__version__)"))
+        stages = [path for path in paths if f"tick `{BOX}`" in path.read_text(encoding="utf-8")] if private else []
         with ThreadPoolExecutor(2) as both:
-            alone = both.submit(lambda: sum((open_and_run("alone", path) for path in paths), []))
-            order = both.submit(lambda: sum((open_and_run("order", path, tmp / "drive") for path in paths), []) if private else [])
-            wrong = alone.result() + order.result()
+            alone = both.submit(lambda: [opened(path, False) for path in paths])
+            in_order = both.submit(lambda: [opened(path, True) for path in stages])
+            results = alone.result() + in_order.result()
         if not private:
-            print("not checked, /content cannot be had here: with Drive")
-        for name in {file.name for file in (tmp / "drive").iterdir()} - {"amazon_ft"}:
-            wrong.append(name)
-            print(f"written on Drive, outside the workspace: {name}")
-    return bool(wrong)
+            print("not checked, there is no /content of one's own here: with Drive")
+        strays = {file.name for file in drive.iterdir()} - {"amazon_ft"}
+        print(f"{sum(not wrong for wrong in results)} of {len(results)} runs are in order", *strays)
+    return 1 if strays or any(results) else 0
 
 
 if __name__ == "__main__":
