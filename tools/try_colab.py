@@ -73,13 +73,17 @@ def output_of(*command, **kwargs) -> str:
 def repository(
     folder: Path,  # Where to put it
 ) -> dict:  # Environment variables that make git find it at its public address
-    "A bare repository whose main branch is this checkout as it is."
-    cfg, bare = get_config(), folder / "repository.git"
-    here = ["git", "-C", cfg.config_path]
-    commit = output_of(*here, "stash", "create") or output_of(*here, "rev-parse", "HEAD")
-    output_of("git", "init", "-q", "--bare", "-b", cfg.branch, bare)
-    output_of(*here, "push", "-q", bare, f"{commit}:refs/heads/{cfg.branch}")
-    key = f"url.file://{bare}.insteadOf"
+    "A repository whose one commit is this checkout as it is."
+    cfg, copy = get_config(), folder / "repository"
+    listed = output_of("git", "-C", cfg.config_path, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in listed.strip("\0").split("\0"):
+        if (cfg.config_path / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(cfg.config_path / name, copy / name)
+    output_of("git", "init", "-q", "-b", cfg.branch, copy)
+    output_of("git", "-C", copy, "add", "-A", "-f")
+    output_of("git", "-C", copy, "-c", "user.name=-", "-c", "user.email=-", "commit", "-q", "-m", "As it is")
+    key = f"url.file://{copy}.insteadOf"
     return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": cfg.git_url}
 
 
