@@ -132,9 +132,11 @@ def machine(
     for name in ("content", "home", "tmp"):
         (folder / name).mkdir(parents=True)
     shutil.copytree(layer, folder / "env", symlinks=True)
-    pip = folder / "env/bin/pip"
-    pip.write_text(f'#!/usr/bin/env sh\nexec "{folder}/env/bin/python" -m pip "$@"\n')
-    pip.chmod(0o755)
+    for script in Path(python).parent.iterdir():  # pip and transformers above all, to run on this machine's Python
+        if script.is_file() and re.match(rb"#!.*python", script.read_bytes()):
+            own = folder / "env/bin" / script.name
+            own.write_text(f"#!{folder}/env/bin/python\n" + script.read_text().split("\n", 1)[1])
+            own.chmod(0o755)
     start = f"exec {folder}/env/bin/python -m ipykernel_launcher --IPKernelApp.kernel_class=google.colab._kernel.Kernel"
     argv = ["sh", "-c", f'{start} -f "$0"', "{connection_file}"]
     if private:
@@ -143,10 +145,10 @@ def machine(
     spec = folder / "kernels/colab/kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps(dict(argv=argv, display_name="colab", language="python")))
-    own = ("PYTHON", "JUPYTER", "VIRTUAL_ENV", "AMAZON_FT", "GRADIO")
-    path = os.pathsep.join([f"{folder}/env/bin", str(Path(python).parent), os.environ["PATH"]])
-    return {k: v for k, v in os.environ.items() if not k.startswith(own)} | dict(
-        PATH=path, HOME=f"{folder}/home", TMPDIR=f"{folder}/tmp", PIP_ROOT_USER_ACTION="ignore", OMP_NUM_THREADS="1")
+    foreign = ("PYTHON", "JUPYTER", "VIRTUAL_ENV", "AMAZON_FT", "GRADIO")
+    return {k: v for k, v in os.environ.items() if not k.startswith(foreign)} | dict(
+        PATH=f"{folder}/env/bin{os.pathsep}{os.environ['PATH']}", HOME=f"{folder}/home", TMPDIR=f"{folder}/tmp",
+        PIP_ROOT_USER_ACTION="ignore", OMP_NUM_THREADS="1")
 
 
 def noise(
@@ -223,7 +225,7 @@ def main() -> int:
         drive.mkdir()
 
         def opened(path, on_drive):
-            folder = tmp / ("drive-" if on_drive else "alone-") / path.stem
+            folder = tmp / ("ordered" if on_drive else "alone") / path.stem
             env = machine(folder, tmp / "image", args.python, private) | git | dict(STAND_IN_DRIVE=str(drive))
             wrong = run_all(path, folder, env, on_drive)
             shutil.rmtree(folder)
