@@ -233,9 +233,9 @@ def main() -> int:
 
         stages = [path for path in paths if f"tick `{BOX}`" in path.read_text(encoding="utf-8")] if private else []
         with ThreadPoolExecutor(2) as both:
-            alone = both.submit(lambda: [opened(path, False) for path in paths])
             in_order = both.submit(lambda: [opened(path, True) for path in stages])
-            results = alone.result() + in_order.result()
+            alone = [both.submit(opened, path, False) for path in paths]
+            results = [one.result() for one in alone] + in_order.result()
         if not private:
             print("not checked, there is no /content of one's own here: with Drive")
         strays = {file.name for file in drive.iterdir()} - {"amazon_ft"}
