@@ -223,10 +223,11 @@ def main() -> int:
         print(output_of(python, "-c", versions))
         drive = tmp / "drive"
         drive.mkdir()
+        own = dict(STAND_IN_DRIVE=str(drive), PIP_CACHE_DIR=str(tmp / "pip"))
 
         def opened(path, on_drive):
             folder = tmp / ("ordered" if on_drive else "alone") / path.stem
-            env = machine(folder, tmp / "image", args.python, private) | git | dict(STAND_IN_DRIVE=str(drive))
+            env = machine(folder, tmp / "image", args.python, private) | git | own
             wrong = run_all(path, folder, env, on_drive)
             shutil.rmtree(folder)
             return wrong
