@@ -272,10 +272,15 @@ def parquet_rows(
         raise UserError(f"{name}: damaged or incomplete, or its columns are not text ({error})") from error
 
 # %% ../nbs/01_prepare_dataset.ipynb #d057
-def find_files(source: str) -> list: # Existing files, in the order of their names
-    "The files that `source` means, a file, a glob or `sample`; raises `UserError` if there are none."
+def find_files(
+    source: str, # A file, a glob, `sample`, or `AmazonTitles-1.3MM`, which is fetched if it is not there
+    root: str = None, # The workspace, which takes what is fetched (see workspace)
+) -> list: # Existing files, in the order of their names
+    "The files that `source` means; raises `UserError` if there are none."
     if source == "sample":
         return [asset("sample/trn.json.gz")]
+    if source == "AmazonTitles-1.3MM":
+        return [download(workspace(root) / "LF-Amazon-1.3M.raw.zip")]
     file = Path(source).expanduser()
     files = [file] if file.is_file() else [f for f in map(Path, sorted(glob.glob(str(file)))) if f.is_file()]
     if not files:
@@ -693,7 +698,7 @@ def _summary(manifest):
 
 # %% ../nbs/01_prepare_dataset.ipynb #d144
 def prepare(
-    source: str = "trn.json.gz", # JSON lines, CSV or Parquet, plain, .gz or .zip; a glob of such files; or `sample`
+    source: str = "trn.json.gz", # JSON lines, CSV or Parquet, plain, .gz, .zip; a glob; `sample`; `AmazonTitles-1.3MM`
     n_train: int = 10_000, # Training rows; -1 takes all that are left
     n_valid: int = 1_000, # Validation rows
     n_test: int = 1_000, # Test rows, never trained on and never used to choose anything
@@ -709,7 +714,7 @@ def prepare(
     "Prepare a dataset for training: sample, clean and split a catalogue of products."
     arguments = {name: value for name, value in locals().items() if name != "root"}
     _check_arguments(arguments)
-    files, folder = find_files(source), paths(root=root).prepared
+    files, folder = find_files(source, root), paths(root=root).prepared
     request = _request(files, arguments)
     try:
         with stage_lock(workspace(root), create=True):
@@ -752,6 +757,7 @@ def download(
     "Fetch the original archive of AmazonTitles-1.3MM, or resume fetching it; raises `UserError` if that fails."
     import gdown
     dest = Path(dest).expanduser()
+    dest.parent.mkdir(parents=True, exist_ok=True)
     try:
         if not (dest.exists() and dest.stat().st_size == ARCHIVE_BYTES):
             gdown.download(id=ARCHIVE_ID, output=str(dest), resume=True)
@@ -761,5 +767,5 @@ def download(
     except gdown.exceptions.DownloadError as error:
         raise UserError("Google Drive refuses to give the file, most often because its daily quota is used up. Try "
                         f"tomorrow, or open https://drive.google.com/file/d/{ARCHIVE_ID}, make a copy in your own "
-                        "Drive, and use that") from error
+                        f"Drive, and bring that to {dest}") from error
     return dest

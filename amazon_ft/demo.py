@@ -42,8 +42,9 @@ def ensure(
               "train": (where.adapter, lambda: train(base, root)),
               "merge": (where.merged, lambda: merge(base, root))}
     for name, (artefact, build) in stages.items():
-        if not (artefact / MANIFEST).exists():
-            print(f"{artefact} is missing: running {name} with {base} and {source}")
+        made = json.loads((artefact / MANIFEST).read_text()) if (artefact / MANIFEST).exists() else None
+        if not made or name == "prepare" and made["arguments"]["source"] != source:
+            print(f"{artefact} is not there or of another source: running {name} with {base} and {source}")
             build()
         if name == upto:
             return

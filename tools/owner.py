@@ -1,8 +1,9 @@
 """Keep addresses and the site's version in step with `user`, `repo`, `branch` and `version` in settings.ini.
 
 Usage: python tools/owner.py [--check]      rewrite in place, or only name the files that are out of step
-Each numbered notebook gets its Colab badge and its hidden Colab set-up cell behind the title, which stands in a cell of
-its own; links to the repository and its site get the owner's name in every notebook and in the site's configuration.
+Each numbered notebook gets behind the title, which stands in a cell of its own: its Colab badge, then its cell
+`at-a-glance` (how long it takes, what it reads and writes), then the hidden cell that sets Colab up. Links to the
+repository and its site get the owner's name in every notebook and in the site's configuration.
 """
 import argparse
 import re
@@ -12,18 +13,27 @@ from pathlib import Path
 from execnb.nbio import mk_cell, nb2str, read_nb
 from nbdev.config import get_config
 
-BADGE, SETUP, INTRO = "badge", "colab-setup", "introduction"  # ids of cells
+BADGE, FACTS, SETUP, INTRO = "badge", "at-a-glance", "colab-setup", "introduction"  # ids of cells
 TITLE = re.compile(r"(# [^\n]*(?:\n+> [^\n]*)?)\s*(.*)", re.S)  # title and subtitle, one line each, and what is below
 BADGE_SOURCE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/{file})"
 )
-# No import: a docs build executes every cell that holds one. What Colab loads at its start stays, its torch above all.
+# No import statement: a docs build executes every cell that holds one. What Colab loads at its start stays, its torch
+# above all; its torchao is too old for PEFT, which then refuses every adapter. `#@param` is a field of Colab's form.
 SETUP_SOURCE = """\
 #| hide
+keep_on_drive = False #@param {{type:"boolean"}}
 if "google.colab" in str(get_ipython()):
-    get_ipython().system("pip list --format=freeze | grep -E '^(torch|numpy|pandas)' > colab.txt")
-    get_ipython().system("pip install -q -c colab.txt git+https://github.com/{user}/{repo}@{branch}")"""
+    if keep_on_drive:
+        exec("from google.colab import drive; drive.mount('/content/drive')")
+    get_ipython().run_cell_magic("bash", "-e", '''
+        test -d amazon_ft_source || git clone -q --depth 1 -b {branch} https://github.com/{user}/{repo} amazon_ft_source
+        pip uninstall -q -y torchao
+        pip list --format=freeze | grep -E '^(torch|numpy|pandas)' > colab.txt
+        pip install -q -c colab.txt hypothesis openai ./amazon_ft_source
+        ln -sfn amazon_ft_source/nbs/bench bench
+    ''')"""
 
 
 def addresses(
@@ -42,7 +52,8 @@ def with_head(
     cfg,  # nbdev's configuration
 ) -> list:  # The cells: title and subtitle, in a numbered notebook badge and set-up cell, then all others
     "Put the head in order. What the title's cell holds below the subtitle, nbdev drops: that gets a cell of its own."
-    rest = [cell for cell in cells if cell.get("id") not in (BADGE, SETUP)]
+    rest = [cell for cell in cells if cell.get("id") not in (BADGE, FACTS, SETUP)]
+    facts = [cell for cell in cells if cell.get("id") == FACTS]
     i = next((i for i, cell in enumerate(rest) if cell.source.startswith("# ")), None)
     if i is None:
         sys.exit(f"{path.name}: no cell begins with '# TITLE'; give it one, with the '> subtitle' below")
@@ -50,7 +61,9 @@ def with_head(
     badge = mk_cell(BADGE_SOURCE.format(**names), "markdown", id=BADGE)
     setup = mk_cell(SETUP_SOURCE.format(**names), "code", id=SETUP)
     setup.execution_count = None
-    head = [badge, setup] if path.name[0].isdigit() else []
+    if path.name[0].isdigit() and not facts:
+        sys.exit(f"{path.name}: no cell with the id {FACTS}; say in one how long it takes, what it reads and writes")
+    head = [badge, *facts, setup] if path.name[0].isdigit() else []
     rest[i].source, below = TITLE.fullmatch(rest[i].source).groups()
     if below:
         head.append(mk_cell(below, "markdown", id=INTRO))
