@@ -712,6 +712,7 @@ def prepare(
     no_clean: bool = False, # Keep the texts verbatim
 ) -> dict: # The manifest
     "Prepare a dataset for training: sample, clean and split a catalogue of products."
+    source = str(source)
     arguments = {name: value for name, value in locals().items() if name != "root"}
     _check_arguments(arguments)
     files, folder = find_files(source, root), paths(root=root).prepared
