@@ -93,6 +93,7 @@ def merge(
                 return manifest
         return _merge(base, where, trained, adapter)
 
+# %% ../nbs/03_merge_and_eval.ipynb #8b63a5fe
 @known_noise()
 def _merge(base, where, trained, adapter):
     "`merge` after its checks."
@@ -763,6 +764,7 @@ def _save(figure, path):
     figure.savefig(partial, format="png", dpi=100)
     os.replace(partial, path)
 
+# %% ../nbs/03_merge_and_eval.ipynb #5339464b
 def _write_results(where, table, metrics):
     "Write the recipe's three files and those beside them, and say what they hold."
     base, tuned = (by_system(table)[name] for name in ("base", "tuned"))

@@ -290,12 +290,7 @@ class Step:
         attention = partial(packed_attention, longest=ceil(longest / 256) * 256, kernel=self.kernel)
         AttentionInterface.register("packed", attention)
         self.lm.set_attn_implementation("packed")
-        self.dropouts = []
-        if execution.compiled:
-            self.dropouts = _seeded_dropouts(self.lm)
-            self.lm.enable_input_require_grads() # else the first layer differs from the others, and compiles alone
-            for layer in self.lm.get_decoder().layers:
-                layer.forward = compiled_for_all_lengths(layer.forward)
+        self.dropouts = self._compile() if execution.compiled else []
 
     def __call__(self,
         examples: list, # Encoded examples
@@ -325,6 +320,16 @@ class Step:
 def _completion_tokens(examples):
     "How many tokens of the examples the loss falls on."
     return sum(int((example["labels"] != -100).sum()) for example in examples)
+
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #c7e85fd7
+@patch
+def _compile(self: Step):
+    "Compile the decoder layers, dropout included; returns the names of its seeds."
+    seeds = _seeded_dropouts(self.lm)
+    self.lm.enable_input_require_grads() # else the first layer differs from the others, and compiles alone
+    for layer in self.lm.get_decoder().layers:
+        layer.forward = compiled_for_all_lengths(layer.forward)
+    return seeds
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #74b58a9f
 @patch
@@ -487,6 +492,7 @@ def build_trainer(
     trainer.step = Step(trainer.model, precision, execution, longest)
     return trainer
 
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #e892f09c
 def _trainer_class():
     "The subclass of TRL's trainer, made where TRL is imported."
     from trl import SFTTrainer
