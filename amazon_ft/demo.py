@@ -33,7 +33,7 @@ from .train import train
 def ensure(
     upto: str, # The last stage whose artefact is needed: prepare, train or merge
     base: str = "tiny", # The base model: a hub id, a folder, or `tiny`
-    source: str = "sample", # The catalogue: a file, or `sample`
+    source: str = "sample", # The catalogue: a file, `sample` or `AmazonTitles-1.3MM`
     root: str = None, # The workspace (see workspace)
 ):
     "Run the stages up to `upto` whose artefacts are missing."
