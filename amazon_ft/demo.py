@@ -42,7 +42,7 @@ def ensure(
               "train": (where.adapter, lambda: train(base, root)),
               "merge": (where.merged, lambda: merge(base, root))}
     for name, (artefact, build) in stages.items():
-        made = json.loads((artefact / MANIFEST).read_text()) if (artefact / MANIFEST).exists() else None
+        made = read_manifest(artefact, name, "move it away") if (artefact / MANIFEST).exists() else None
         if not made or name == "prepare" and made["arguments"]["source"] != source:
             print(f"{artefact} is not there or of another source: running {name} with {base} and {source}")
             build()
@@ -142,7 +142,8 @@ def generate_catalogue(
         part = parts / f"{start}.json"
         if not part.exists():
             print(f"generate: rows {start + 1} to {min(start + PART_ROWS, len(titles))} of {len(titles)}")
-            atomic_write(part, json.dumps(_describe_part(model, titles[start:start + PART_ROWS], question, max_new_tokens)))
+            texts = _describe_part(model, titles[start:start + PART_ROWS], question, max_new_tokens)
+            atomic_write(part, json.dumps(texts))
         described += json.loads(part.read_text())
     atomic_write(out, table.assign(**{DESCRIPTION: described}).to_csv(index=False))
     shutil.rmtree(parts)
@@ -422,7 +423,8 @@ def _rating_tab(base, root):
                 return None, "", "", "", f"{status}. Thank you."
             pair, shown = left[0]
             row = pairs[pair]
-            return (str(examples), rater, pair, shown), row["title"], *(row[name] or "(nothing)" for name in shown), status
+            texts = [row[name] or "(nothing)" for name in shown]
+            return (str(examples), rater, pair, shown), row["title"], *texts, status
 
     def choose(side):
         def choice(now):
@@ -440,7 +442,8 @@ def _rating_tab(base, root):
 
     now = gr.State()
     with gr.Row(equal_height=True):
-        rater = gr.Textbox(label="Your name", max_length=100, elem_id="rater", info="The same name goes on where it left")
+        rater = gr.Textbox(label="Your name", max_length=100, elem_id="rater",
+                           info="The same name goes on where it left")
         start = gr.Button("Start", variant="primary", scale=0, min_width=120, elem_id="start")
     status = gr.Markdown(elem_id="status")
     title = gr.Textbox(label="Title", interactive=False, elem_id="rated")
@@ -449,7 +452,8 @@ def _rating_tab(base, root):
     shown = [now, title, *texts, status]
     gr.on([start.click, rater.submit], show, rater, shown, api_name="rate")
     with gr.Row():
-        for label, name, side in (("A is better", "vote_a", 0), ("Tie", "vote_tie", None), ("B is better", "vote_b", 1)):
+        choices = ("A is better", "vote_a", 0), ("Tie", "vote_tie", None), ("B is better", "vote_b", 1)
+        for label, name, side in choices:
             gr.Button(label, min_width=90, elem_id=name).click(choose(side), now, shown, api_name=name)
     with gr.Accordion("Result: look when you are done", open=False):
         said = gr.Markdown(elem_id="result")
@@ -462,7 +466,8 @@ CSS = """.textfield {display: block !important; word-break: normal !important; o
 #nearest summary {font-weight: 600}
 #nearest p {margin: .2em 0 1em !important; overflow-wrap: anywhere}
 textarea:disabled {-webkit-text-fill-color: var(--body-text-color) !important; opacity: 1}"""
-SAFE = dict(max_file_size="1mb", enable_monitoring=False, run_history=False, ssr_mode=False, footer_links=["api", "settings"])
+SAFE = dict(max_file_size="1mb", enable_monitoring=False, run_history=False, ssr_mode=False,
+            footer_links=["api", "settings"])
 
 def page(
     base: str = "tiny", # The base model: a hub id, a folder, or `tiny`
@@ -492,7 +497,7 @@ def _products(base, root):
         dataset, prepared = load_prepared(root)
     except UserError:
         return None, []
-    trained_on = json.loads((paths(base, root).merged / MANIFEST).read_text())["plan"]["data"]
+    trained_on = read_manifest(paths(base, root).merged, "merge", "")["plan"]["data"]
     return (dataset["train"], dataset["test"]["title"][:4]) if prepared["data"] == trained_on else (None, [])
 
 def serve(

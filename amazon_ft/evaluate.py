@@ -585,8 +585,9 @@ def _test_rows(model, dataset, prepared, k):
     "The rows to evaluate a model on; raises `UserError` if they cannot be trusted."
     if k < 1:
         raise UserError(f"--k {k}: give the number of titles to evaluate on, 1 or more")
-    manifest = Path(locate(str(model))) / MANIFEST
-    if manifest.exists() and json.loads(manifest.read_text())["plan"]["data"] != prepared["data"]:
+    folder = Path(locate(str(model)))
+    merged = read_manifest(folder, "merge", "give a merged model's folder") if (folder / MANIFEST).exists() else None
+    if merged and merged["plan"]["data"] != prepared["data"]:
         raise UserError(f"{model} was trained on another dataset than the prepared one, whose test rows it may have "
                         "seen; run amazon_ft_train --overwrite and amazon_ft_merge")
     rows = dataset["test"].take(min(k, len(dataset["test"])))
@@ -767,7 +768,8 @@ def _save(figure, path):
 # %% ../nbs/03_merge_and_eval.ipynb #5339464b
 def _write_results(where, table, metrics):
     "Write the recipe's three files and those beside them, and say what they hold."
-    base, tuned = (by_system(table)[name] for name in ("base", "tuned"))
+    by = by_system(table)
+    base, tuned = by["base"], by["tuned"]
     wide = base[["title", "question", "reference"]].assign(base=base["prediction"], tuned=tuned["prediction"])
     wide = wide.join(base[ROUGES].add_prefix("base_")).join(tuned[ROUGES].add_prefix("tuned_"))
     gain = (wide["tuned_rougeL"] - wide["base_rougeL"]).rename("gain_rougeL")

@@ -198,8 +198,9 @@ def fill(
     input_ids = padded(row["input_ids"], ROUND)
     positions = np.append(row["position_ids"], np.arange(len(input_ids) - len(row["position_ids"])))
     starts = padded(np.append(row["boundaries"][:-1], len(row["input_ids"])), 4, len(input_ids))
+    boundaries = np.append(starts, len(input_ids)).astype(np.int32)
     return dict(input_ids=input_ids, position_ids=positions, keep=padded(row["keep"], 4 * ROUND),
-                labels=padded(row["labels"], 4 * ROUND, -100), boundaries=np.append(starts, len(input_ids)).astype(np.int32))
+                labels=padded(row["labels"], 4 * ROUND, -100), boundaries=boundaries)
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #c5666bde
 def products(
@@ -261,7 +262,8 @@ def _seeded_dropouts(model):
             self.register_buffer("seed", torch.zeros(2, dtype=torch.int32), persistent=False)
         def forward(self, x):
             return hashed_dropout(x, self.seed, self.p) if self.training else x
-    found = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and "lora" in name}
+    found = {name: module.p for name, module in model.named_modules()
+             if isinstance(module, torch.nn.Dropout) and "lora" in name}
     for name, p in found.items():
         model.set_submodule(name, HashedDropout(p))
     return [f"{name}.seed" for name in found]
@@ -340,7 +342,8 @@ def _tensors(self: Step, examples, count):
     if not self.kernel:
         row |= padded_places(row.pop("boundaries"), ROUND if self.graphs else 1)
     tensors = {name: torch.from_numpy(array) for name, array in row.items()}
-    tensors["seeds"] = torch.randint(-2**31, 2**31, (len(self.dropouts), 4), dtype=torch.int32) # 16 bytes each, to be aligned
+    aligned = len(self.dropouts), 4 # a seed takes two, and a kernel wants it at a multiple of 16 bytes
+    tensors["seeds"] = torch.randint(-2**31, 2**31, aligned, dtype=torch.int32)
     if self.device.type == "cuda": # copied while the GPU is still busy with the step before
         tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
     return tensors | {"count": torch.full((), float(count), device=self.device)}
@@ -462,8 +465,8 @@ def _check_attention(config, longest):
     "Raise `UserError` for architectures whose attention is more than causal."
     window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
     if getattr(config, "attn_logit_softcapping", None) or window and window < longest:
-        raise UserError(f"{config.model_type} models cap their attention scores or look back {window} tokens only, which "
-                        f"packed rows do not; choose another base, or a --max_length up to {window}")
+        raise UserError(f"{config.model_type} models cap their attention scores or look back {window} tokens only, "
+                        f"which packed rows do not; choose another base, or a --max_length up to {window}")
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #ac6b3c1b
 @known_noise()
@@ -508,7 +511,8 @@ def _trainer_class():
             return metrics
         def log(self, logs, start_time=None):
             if "loss" in logs:
-                self.step.check(self.state.global_step, 0 if self.args.fp16 else logs["grad_norm"]) # a scaler skips steps
+                norm = 0 if self.args.fp16 else logs["grad_norm"] # a loss scaler skips steps that overflow
+                self.step.check(self.state.global_step, norm)
                 logs |= self.step.speed()
             super().log(logs, start_time)
         def floating_point_ops(self, inputs):
@@ -584,8 +588,8 @@ def _write_log(run, history):
     import pandas as pd
     from matplotlib.figure import Figure
     log = pd.DataFrame(history)
-    log = log[[name for name in ("step", "loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_s", "mfu", "peak_gib")
-               if name in log]]
+    columns = ("step", "loss", "eval_loss", "grad_norm", "learning_rate", "tokens_per_s", "mfu", "peak_gib")
+    log = log[[name for name in columns if name in log]]
     atomic_write(run / "log.csv", log.dropna(thresh=2).to_csv(index=False))
     figure = Figure(figsize=(6, 3), layout="constrained")
     plot_loss(log, figure.subplots())
@@ -682,8 +686,10 @@ def _save_adapter(trainer, tokenizer, where, plan):
         manifest = write_manifest(folder, "train", plan=plan, **result)
     for checkpoint in where.run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    validation = f", on validation rows {best.best_metric:.3f} (step {best.best_global_step})" if best.best_metric else ""
-    print(f"train: {best.global_step} steps, loss {result['loss']:.3f}{validation}\ntrain: wrote {where.adapter}, log.csv and loss.png beside it")
+    summary = f"train: {best.global_step} steps, loss {result['loss']:.3f}"
+    if best.best_metric:
+        summary += f", on validation rows {best.best_metric:.3f} (step {best.best_global_step})"
+    print(f"{summary}\ntrain: wrote {where.adapter}, log.csv and loss.png beside it")
     return manifest
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #db745d8a

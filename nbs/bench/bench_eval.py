@@ -6,8 +6,8 @@
 
 Run from the repository's root with PYTHONPATH set to it; nothing is downloaded. Rows and titles are made up: lengths of
 descriptions lognormal with a mean of about a hundred words, words drawn by Zipf's law. `--make` writes two models of
-TinyLlama-1.1B's shape with random weights to MODELS/base and MODELS/tuned. Such models never stop by themselves, so that
-every answer runs to the cap: the worst case. One-by-one generation is timed on a few titles in the same run.
+TinyLlama-1.1B's shape with random weights to MODELS/base and MODELS/tuned. Such models never stop by themselves, so
+that every answer runs to the cap: the worst case. One-by-one generation is timed on a few titles in the same run.
 """
 import json
 import os
@@ -45,8 +45,9 @@ def time_scoring(rows: int, repeats: int) -> dict:
     table = pd.concat([pd.DataFrame(dict(
         uid="", title=titles, question="What is the full description?", reference=references, system=name,
         prediction=[target_text(text) for text in found], new_tokens=rng.integers(1, 257, rows),
-        reference_tokens=rng.integers(1, 400, rows), nll_token=rng.normal(2, 0.3, rows), nll_char=rng.normal(0.5, 0.1, rows),
-        stopped=rng.integers(0, 2, rows).astype(float), prefixed=rng.integers(0, 2, rows).astype(float)))
+        reference_tokens=rng.integers(1, 400, rows), nll_token=rng.normal(2, 0.3, rows),
+        nll_char=rng.normal(0.5, 0.1, rows), stopped=rng.integers(0, 2, rows).astype(float),
+        prefixed=rng.integers(0, 2, rows).astype(float)))
         for name, found in texts.items()], ignore_index=True)
     best = None
     for _ in range(repeats):

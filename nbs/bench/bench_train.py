@@ -147,7 +147,8 @@ def peer(way, model, steps, settings):
     if unsloth:
         base, tokenizer = FastLanguageModel.from_pretrained(model, max_seq_length=512, dtype=torch.bfloat16,
                                                             load_in_4bit=way.four_bit)
-        base = FastLanguageModel.get_peft_model(base, r=32, lora_alpha=64, lora_dropout=way.dropout, target_modules=MODULES,
+        base = FastLanguageModel.get_peft_model(base, r=32, lora_alpha=64, lora_dropout=way.dropout,
+                                                target_modules=MODULES,
                                                 use_gradient_checkpointing="unsloth" if way.literal else False)
     else:
         nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -228,7 +229,8 @@ def measure(way, model):
         peak_gib=timer.peak, reserved_gib=torch.cuda.max_memory_reserved() / 2**30,
         hardware=torch.cuda.get_device_name(), versions=_versions(way))
     if way.startswith("ours"):
-        logged = [log["tokens_per_s"] for log in trainer.state.log_history if log.get("step", 0) > warm and "loss" in log]
+        logged = [log["tokens_per_s"] for log in trainer.state.log_history
+                  if log.get("step", 0) > warm and "loss" in log]
         result |= dict(logged_tokens_per_s=logged, shapes=len(trainer.step.recordings), budget=trainer.step.budget,
                        dtypes=sorted({str(tensor.dtype) for tensor in trainer.model.state_dict().values()}))
     if timer.profiler:
@@ -257,16 +259,16 @@ def cold(model, root, out):
             title, content = text(rng.uniform(5, 28)), text(rng.lognormvariate(4.8122, .874))
             print(json.dumps(dict(uid=str(i), title=title, content=content)), file=file)
     prepare(str(root / "made_up.jsonl"), n_train=10_000, n_valid=100, n_test=100, root=str(root))
-    command = [sys.executable, "-c", "from amazon_ft.train import amazon_ft_train; amazon_ft_train()", "--base", str(model),
-               "--root", str(root), "--max_steps", "600", "--save_steps", "0"]
+    command = [sys.executable, "-c", "from amazon_ft.train import amazon_ft_train; amazon_ft_train()",
+               "--base", str(model), "--root", str(root), "--max_steps", "600", "--save_steps", "0"]
     start = time.perf_counter()
     subprocess.run(command, check=True)
     seconds = time.perf_counter() - start
     from amazon_ft.core import paths, read_manifest
     where = paths(str(model), root)
     log = (where.run / "log.csv").read_text().splitlines()
-    result = dict(what="amazon_ft_train, 600 steps, cold start to saved adapter", seconds=seconds, log=[log[0], *log[-2:]],
-                  hardware=read_manifest(where.adapter, "train", "")["hardware"], versions=_versions("ours"))
+    result = dict(what="amazon_ft_train, 600 steps, cold start to saved adapter", seconds=seconds,
+                  log=[log[0], *log[-2:]], hardware=read_manifest(where.adapter, "train", "")["hardware"], versions=_versions("ours"))
     print(json.dumps(result), flush=True)
     if out:
         results = json.loads(out.read_text()) if out.exists() else {}
