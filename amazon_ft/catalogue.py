@@ -27,7 +27,7 @@ from typing import NamedTuple
 import msgspec
 from isal import igzip_threaded, isal_zlib
 
-from .core import UserError, asset, workspace
+from .core import UserError, asset, file_lock, workspace
 
 # %% ../nbs/01a_catalogue.ipynb #d009
 class Record(NamedTuple):
@@ -240,9 +240,9 @@ def csv_records(
     delimiter: str = ",", # Between two fields
 ):
     "For each record its fields, or the `csv.Error` in it, and the lines it takes."
-    lines, ahead, taken = iter(lines), deque(), []
+    lines, ahead, taken, spare = iter(lines), deque(), [], 10 * RECORD_LINES
     def feed():
-        while len(taken) < RECORD_LINES and (line := ahead.popleft() if ahead else next(lines, "")):
+        while len(taken) < min(spare + 10, RECORD_LINES) and (line := ahead.popleft() if ahead else next(lines, "")):
             taken.append(line)
             yield line
     reader = csv.reader(feed(), delimiter=delimiter, strict=True)
@@ -254,7 +254,10 @@ def csv_records(
         except csv.Error as error:
             fields, reader = error, csv.reader(feed(), delimiter=delimiter, strict=True)
             ahead.extendleft(reversed(taken[1:]))
+            spare = max(spare - len(taken), 0)
             del taken[1:]
+        else:
+            spare = min(spare + len(taken), 10 * RECORD_LINES)
         yield fields, taken.copy()
         taken.clear()
 
@@ -271,7 +274,7 @@ def _fields(record, names):
     if not any(record[n:]):
         record = record[:n]
     if record and len(record) != n:
-        raise csv.Error(f"{len(record)} fields instead of {n}")
+        raise csv.Error(f"{len(record)} field{'s' * (len(record) > 1)} instead of {n}")
     return record
 
 # %% ../nbs/01a_catalogue.ipynb #c024
@@ -564,13 +567,14 @@ def download(
     "Fetch the original archive of AmazonTitles-1.3MM, or the rest of it; raises `UserError` if that fails."
     dest = Path(dest).expanduser()
     dest.parent.mkdir(parents=True, exist_ok=True)
-    if dest.exists() and (fault := _fault(dest)):
-        aside = dest.with_name(f"{dest.name}.damaged")
-        print(f"{fault}; moved to {aside.name}, fetching it again")
-        dest.replace(aside)
-    if not dest.exists():
-        _fetch(dest)
-        if fault := _fault(dest):
-            raise UserError(f"fetched, but {fault}. Run the command again; if that does not help, the file on Google "
-                            "Drive has changed: tell the project")
+    with file_lock(dest.with_name(f".{dest.name}.lock"), f"fetching {dest}"):
+        if dest.exists() and (fault := _fault(dest)):
+            aside = dest.with_name(f"{dest.name}.damaged")
+            print(f"{fault}; moved to {aside.name}, fetching it again")
+            dest.replace(aside)
+        if not dest.exists():
+            _fetch(dest)
+            if fault := _fault(dest):
+                raise UserError(f"fetched, but {fault}. Run the command again; if that does not help, the file on "
+                                "Google Drive has changed: report it to the project")
     return dest
