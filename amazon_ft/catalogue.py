@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from lzma import LZMAError
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import msgspec
@@ -520,7 +521,7 @@ def _fetch(dest):
         raise UserError("Google Drive does not give the file, most often because its daily quota is used up. Try again "
                         f"tomorrow, or open {page}, make a copy in your own Drive, and bring that to {dest}") from error
     except (gdown.exceptions.DownloadError, requests.RequestException) as error:
-        reason, part = " ".join(str(error).split()), next(dest.parent.glob(f"{dest.name}*.part"), None)
+        reason, part = shorten(str(error), 200), next(dest.parent.glob(f"{dest.name}*.part"), None)
         if part is None:
             raise UserError(f"no connection to Google Drive ({reason}). Check the network and run the command again, "
                             f"or open {page} in a browser and bring the file to {dest}") from error
