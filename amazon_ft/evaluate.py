@@ -109,8 +109,8 @@ def predict(
     fitting = [i for i, ids in enumerate(token_ids(tokenizer, chats)) if len(ids) <= room]
     written = generate(loaded, tokenizer, [chats[i] for i in fitting], max_new_tokens, batch_size, known, save)
     if len(fitting) < len(chats):
-        print(f"evaluate: {len(chats) - len(fitting)} of {len(chats)} prompts leave no room for {max_new_tokens} tokens "
-              f"in the context of {model}; their descriptions stay empty")
+        print(f"evaluate: {len(chats) - len(fitting)} of {len(chats)} prompts leave no room for {max_new_tokens} "
+              f"tokens in the context of {model}; their descriptions stay empty")
     found = dict(zip(fitting, written))
     return [found.get(i, Prediction("", 0, False)) for i in range(len(chats))]
 
@@ -136,7 +136,8 @@ def answers(
         asked |= {f"{name}, {n} examples": longer} if n else {}
         if n < SHOTS:
             print(f"evaluate: {n} of {SHOTS} examples fit into the prompt of the few-shot control")
-    found = {system: _columns(predict(model, loaded, tokenizer, asking, **settings)) for system, asking in asked.items()}
+    found = {system: _columns(predict(model, loaded, tokenizer, asking, **settings))
+             for system, asking in asked.items()}
     return found | {name: found[name].join(judged)}
 
 def _columns(predictions):
@@ -279,7 +280,7 @@ def compare(
     batch_size: int = None, # Prompts at a time (default: 48 on a CPU, up to 512 on a GPU)
     seed: int = 42, # Of the bootstrap
 ) -> dict: # Name of a score to paired_gain, of `b` over `a`
-    "The paired differences of two systems; raises `UserError` if they described different titles."
+    "The paired differences between two systems' scores for the same titles."
     check_arguments(k=k, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     first, second = (read_examples(of) if str(of).endswith(".jsonl") else
                      describe_test_split(of, root, k, max_new_tokens, batch_size) for of in (a, b))

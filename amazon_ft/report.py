@@ -45,13 +45,13 @@ def conclusions(
     sure = lambda found, sign: min(sign * found["low"], sign * found["high"]) > 0 and found["p"] < 0.05
     verdict = "is better than" if sure(gain, 1) else "is worse than" if sure(gain, -1) else "**cannot be told from**"
     over = "beats" if sure(search, 1) else "**does not beat**"
-    scripts = ["Most references hold letters that ROUGE does not count, so this report goes by chrF."] * (lead == "chrf")
+    scripts = ["Most references hold letters that ROUGE does not count, so this report goes by chrF."]
     return [
         f"In {name} the tuned model {verdict} the base: {mean(gain)}; better on {gain['wins']} titles, equal on "
         f"{gain['ties']}, worse on {gain['losses']}; {_enough(gain, metrics['k'])}.",
         f"In {name} the tuned model {over} the description of the nearest training title: {mean(search)}; "
         f"{_enough(search, metrics['k'])}.",
-        *scripts, *_shares(metrics), preference(metrics["preference"])]
+        *scripts * (lead == "chrf"), *_shares(metrics), preference(metrics["preference"])]
 
 # %% ../nbs/03c_report.ipynb #206f9510
 def _enough(gain, k):
