@@ -35,11 +35,13 @@ def describe(
     predictions = generate(loaded, tokenizer, [chat(title, question) for title in titles], max_new_tokens)
     return [without_prefix(prediction.text) for prediction in predictions]
 
+# %% ../nbs/04_demo_inference.ipynb #b0f58818
 @lru_cache(maxsize=2)
 def _load(model, written):
     "A model for inference and its tokenizer, kept for the next question as long as its folder is the same."
     return load_model(model, inference_precision()), load_tokenizer(model)
 
+# %% ../nbs/04_demo_inference.ipynb #1367786d
 def _written(model):
     "The time at which a model's folder was written, in nanoseconds; `None` for a model on the hub."
     config = Path(locate(model)) / "config.json"
@@ -88,17 +90,20 @@ def _check_format(table, out):
     if out.suffix != ".csv" and not table.columns.is_unique:
         raise UserError(f"--out {out}: two columns have the same name, which only a .csv file can hold")
 
+# %% ../nbs/04_demo_inference.ipynb #6708b1f7
 def _csv(table):
     "A table as CSV; all cells are quoted where one holds a carriage return, which would end its row otherwise."
     returns = any("\r" in cell for row in [table.columns, *table.values] for cell in row)
     return table.to_csv(index=False, quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL).encode()
 
+# %% ../nbs/04_demo_inference.ipynb #6e7bef61
 def _parquet(table):
     "A table as Parquet."
     file = BytesIO()
     table.to_parquet(file, index=False)
     return file.getvalue()
 
+# %% ../nbs/04_demo_inference.ipynb #83c5603d
 WRITERS = {".csv": _csv, ".parquet": _parquet,
            ".jsonl": lambda table: table.to_json(orient="records", lines=True, force_ascii=False).encode()}
 
@@ -112,6 +117,7 @@ def without_formulas(
 # %% ../nbs/04_demo_inference.ipynb #785c44e4
 PART_ROWS = 256
 
+# %% ../nbs/04_demo_inference.ipynb #f8f647cc
 def _claim_parts(folder, plan):
     "The folder of finished parts, emptied unless it belongs to this very plan."
     file = folder / "plan.json"
@@ -121,11 +127,13 @@ def _claim_parts(folder, plan):
         _keep(file, plan)
     return folder
 
+# %% ../nbs/04_demo_inference.ipynb #6c0b5d6e
 def _keep(file, content):
     "Store JSON with its digest."
     text = json.dumps(content)
     atomic_write(file, json.dumps({"content": text, "digest": sha256(text.encode()).hexdigest()}))
 
+# %% ../nbs/04_demo_inference.ipynb #05333bed
 def _kept(file):
     "The content that `_keep` stored; `None` if the file is damaged."
     try:
@@ -135,6 +143,7 @@ def _kept(file):
     text = str(found.get("content"))
     return json.loads(text) if sha256(text.encode()).hexdigest() == found.get("digest") else None
 
+# %% ../nbs/04_demo_inference.ipynb #ccf0e2be
 def _describe_part(model, titles, question, max_new_tokens):
     "A description for each title; equal titles are asked once, empty ones not at all."
     distinct = [title for title in dict.fromkeys(titles) if title]
@@ -160,6 +169,7 @@ def _describe_in_parts(parts, model, titles, question, max_new_tokens):
 # %% ../nbs/04_demo_inference.ipynb #f615b4a7
 DESCRIPTION = "generated_description"
 
+# %% ../nbs/04_demo_inference.ipynb #0d8cc7a6
 def generate_catalogue(
     source: str = "catalogue.csv", # A file with a column of titles: CSV, JSON lines or Parquet, also as .gz or .zip
     out: str = "described.csv", # File to write, the same rows and the new column: .csv, .jsonl or .parquet
@@ -190,7 +200,7 @@ def generate_catalogue(
         shutil.rmtree(parts)
     print(f"generate: wrote {out}, {sum(map(bool, described))} of {len(described)} rows described")
 
-# %% ../nbs/04_demo_inference.ipynb #0d8cc7a6
+# %% ../nbs/04_demo_inference.ipynb #92766de9
 def _check_output(table, source, out, column):
     "Raise `UserError` where a described catalogue would overwrite something, or could not be written at the end."
     if column in table:
@@ -201,6 +211,7 @@ def _check_output(table, source, out, column):
         raise UserError(f"--out {out} is the source itself; name another file")
     _check_format(table, out)
 
+# %% ../nbs/04_demo_inference.ipynb #c474481b
 amazon_ft_generate = command(generate_catalogue)
 
 # %% ../nbs/04_demo_inference.ipynb #6db34181
@@ -210,6 +221,7 @@ class Answer(NamedTuple):
     n_tokens: int # Tokens written
     seconds: float # Since the question
 
+# %% ../nbs/04_demo_inference.ipynb #d3b59211
 def stream(
     model: str, # A model folder, a hub id, or `tiny`
     title: str, # A product's title
