@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from .core import *
-from .catalogue import read_catalogue
+from .catalogue import find_files, read_catalogue
 from .truth import unsupported
 
 # %% ../nbs/04_demo_inference.ipynb #4a4d8ca2
@@ -79,7 +79,10 @@ def write_catalogue(
     out = Path(out)
     _check_format(table, out)
     partial = out.with_name(f".{out.name}.partial")
-    partial.write_bytes(WRITERS[out.suffix](table))
+    with open(partial, "wb") as file:
+        file.write(WRITERS[out.suffix](table))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, out)
 
 # %% ../nbs/04_demo_inference.ipynb #39377e5e
@@ -186,13 +189,16 @@ def generate_catalogue(
     "Write a description for every product of a catalogue; rows without a title get an empty one."
     check_arguments(max_new_tokens=max_new_tokens)
     table, out = read_catalogue(source, title_column, encoding), Path(out)
-    _check_output(table, source, out, column)
+    file, = find_files(str(source))
+    _check_output(table, file, out, column)
     model = model or model_pair(base, root)["tuned"][0]
     titles = list(table[title_column].str.strip())
-    plan = dict(model=identity(model), source=digest(source), title_column=title_column, question=question,
+    plan = dict(model=identity(model), source=digest(file), title_column=title_column, question=question,
                 encoding=encoding, max_new_tokens=max_new_tokens, format=prompt_format())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(out.with_name(f".{out.name}.lock"), f"writing {out}"):
+    lock = out.with_name(f".{out.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch() # which says so if the place is read-only
+    with file_lock(lock, f"writing {out}"):
         parts = _claim_parts(out.with_name(f".{out.name}.parts"), plan)
         described = _describe_in_parts(parts, model, titles, question, max_new_tokens)
         table.insert(len(table.columns), column, described)
@@ -205,8 +211,8 @@ def _check_output(table, source, out, column):
     "Raise `UserError` where a described catalogue would overwrite something, or could not be written at the end."
     if column in table:
         raise UserError(f"{source} has a column {column!r} already; name the new one with --column")
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it")
+    if out.exists() and not out.is_file():
+        raise UserError(f"--out {out} is a folder or a device; name a file")
     if out.exists() and out.samefile(source):
         raise UserError(f"--out {out} is the source itself; name another file")
     _check_format(table, out)
