@@ -113,7 +113,7 @@ class Answer(BaseHTTPRequestHandler):
         self.send(200, json.dumps(sizes if tree else info).encode(), Content_Type="application/json")
 
     def content(self, commit: str, data: bytes, cut: bool):
-        "A file, or the range of it that was asked for; cut short after 100 bytes if so wished."
+        "A file, or the range of it that was asked for; or no more than 100 bytes, however often one asks."
         start = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         first = int(start[1]) if start else 0
         headers = dict(X_Repo_Commit=commit, ETag=f'"{etag(data)}"', Accept_Ranges="bytes")
@@ -334,8 +334,8 @@ def faults(
     cases = {
         "nobody/nothing": ("nobody/nothing", "name"),
         f"{TINYLLAMA}@nowhere": ("nowhere", "revision"),
-        "gated/login": (r"https://huggingface\.co/gated/login", "hf auth login"),
-        "gated/list": (r"https://huggingface\.co/gated/list", "hf auth login"),
+        "gated/login": (r"http\S+/gated/login", "hf auth login"),
+        "gated/list": (r"http\S+/gated/list", "hf auth login"),
         "down/down": ("500", "again"),
         "cut/short": ("again",),
         "old/pickle": ("safetensors",),
@@ -354,7 +354,7 @@ def faults(
     del hub.faults["cut/short"]
     hub.log.clear()
     desks["cut/short"].run("train --max_steps 1 --save_steps 0 --base cut/short")
-    assert any(" bytes=" in line for line in hub.log), "the download began anew instead of going on"
+    assert not any(re.match(r"GET .*tokenizer\.json", line) for line in hub.log), "whole files were fetched again"
     desks["odd/code"].run("train --max_steps 1 --save_steps 0 --base odd/hidden", answer=b"y\n" * 9)
     assert not harm.exists(), "code from the hub was run"
 
