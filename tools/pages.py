@@ -25,20 +25,24 @@ class Signature(BasicMarkdownRenderer):
 
 
 class SourceOnce(Processor):
-    "Last of the processors: of a symbol whose source is on the page, the heading remains, and the source unfolded."
+    "Last of the processors: a symbol whose source is on the page keeps its heading, right above the source, unfolded."
 
     def begin(self):
-        sources = [cell for cell in self.nb.cells if cell.cell_type == "code" and FOLD.match(cell.source)]
-        shown = set()
-        for cell in sources:
-            cell.source = FOLD.sub("", cell.source)
-            shown |= {node.name for node in ast.parse(cell.source).body if hasattr(node, "name")}
+        cells, sources = [], {}
+        for cell in self.nb.cells:
+            if cell.cell_type == "code" and FOLD.match(cell.source):
+                cell.source = FOLD.sub("", cell.source)
+                sources |= {node.name: cell for node in ast.parse(cell.source).body if hasattr(node, "name")}
+        above = {id(cell): [] for cell in sources.values()}
         for cell in self.nb.cells:
             symbol = re.search(r"^show_doc\((\w+)", cell.source, re.M) if cell.cell_type == "code" else None
+            source = sources.get(symbol[1]) if symbol else None
             for output in cell.outputs if symbol else ():
                 text = "".join(output["data"]["text/markdown"])
-                if symbol[1] in shown:
+                if source is not None:
                     text = text[: FENCE.search(text).start()]
                 else:
                     text = FENCE.sub(lambda block: re.sub(r"\[(`[^`]+`)\]\(http[^)]*\)", r"\1", block[0]), text)
                 output["data"]["text/markdown"] = text.splitlines(keepends=True)
+            (cells if source is None else above[id(source)]).append(cell)
+        self.nb.cells = [one for cell in cells for one in (*above.get(id(cell), ()), cell)]
