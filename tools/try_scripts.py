@@ -13,11 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 HELP_SECONDS = 3  # a script that imports torch before it knows its arguments takes longer
-OUT_OF_BOUNDS = {  # further arguments that each script knows, with a value that it must not take
+OUT_OF_BOUNDS = {  # an option of each script with a value that it must not take, after the arguments that it needs
     "amazon_ft_prepare": ("--n_valid", "-1"),
     "amazon_ft_train": ("--max_steps", "0"),
-    "amazon_ft_merge": ("--base", "./nowhere"),
+    "amazon_ft_merge": ("--root", "nowhere"),
     "amazon_ft_eval": ("--k", "0"),
+    "amazon_ft_compare": ("tiny", "tiny", "--k", "0"),
     "amazon_ft_generate": ("--max_new_tokens", "0"),
     "amazon_ft_demo": ("--port", "0"),
     "amazon_ft_quickstart": ("--k", "0"),
@@ -47,12 +48,12 @@ def complaints(
         found.append(f"--help: exit code {code}, wrote {written}: {out[:200]}{err[-500:]}")
     if seconds > HELP_SECONDS:
         found.append(f"--help took {seconds:.1f} s")
-    for arguments in (("--no_such_option", "1"), OUT_OF_BOUNDS.get(script.name)):
-        if arguments:
-            code, out, err, _, written = run(script, *arguments)
-            sentence = re.fullmatch(r"(usage: .*\n)?\w+: [^\n]+\n", err, re.S)
-            if code != 2 or written or not sentence or arguments[0] not in err:
-                found.append(f"{' '.join(arguments)}: exit code {code}, wrote {written}: {out[:200]}{err[-500:]}")
+    *needed, option, value = OUT_OF_BOUNDS[script.name]
+    for wrong in ((option, value), ("--no_such_option", "1")):
+        code, out, err, _, written = run(script, *needed, *wrong)
+        sentence = re.fullmatch(r"(usage: .*\n)?\w+: [^\n]+\n", err, re.S)
+        if code != 2 or written or not sentence or wrong[0] not in err:
+            found.append(f"{' '.join(wrong)}: exit code {code}, wrote {written}: {out[:200]}{err[-500:]}")
     print(f"{script.name}: {'ok' if not found else 'FAILED'}, help in {seconds:.1f} s", *found, sep="\n", flush=True)
     return found
 
