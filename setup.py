@@ -29,6 +29,7 @@ setup(
         f"Natural Language :: {cfg['language']}",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
     ],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[lib, f"{lib}.*"]),

@@ -1,7 +1,7 @@
 """Render the site and README.md without Quarto: nbdev's own processing, the same `_quarto.yml`, pandoc from PyPI.
 
 Usage: python tools/docs.py                    _docs/*.html, then a check of links, anchors and pictures' texts
-       python tools/docs.py --readme           README.md (and index_files/, when a cell of the index draws)
+       python tools/docs.py --readme           README.md
        python tools/docs.py --check-readme     fail when README.md is not what index.ipynb renders to
 The published site is Quarto's. This one shows the same text, code, outputs, callouts, tables and links; it has
 no search and no copy buttons, and refuses cell options that only Quarto knows.
@@ -32,6 +32,7 @@ OPTIONS = {"echo", "output", "include", "eval", "code-fold", "code-summary", "fi
 GFM = "gfm-raw_attribute"
 IMAGES = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
 LEAKS = re.compile(r":::|#\| ?\w|\{\{<|(?<!\w)@(?:fig|tbl|sec)-\w+|\?@\w+")
+PRE_LEAKS = re.compile(r"\]\(http| at 0x[0-9a-f]+|VAR_(?:POSITIONAL|KEYWORD)")  # see tools/pages.py
 
 
 class Page(NamedTuple):
@@ -71,6 +72,8 @@ def options(
     count = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
     found = yaml.safe_load("\n".join(line[2:].strip() for line in lines[:count])) or {}
     unknown = found.keys() - OPTIONS
+    if "%" in str(found.get("fig-alt", "")):
+        raise SystemExit(f"Quarto takes no % in a fig-alt, write `percent`: {found['fig-alt']}")
     if unknown:
         raise SystemExit(f"cell options that tools/docs.py cannot render: {', '.join(sorted(unknown))}\n{source}")
     return found, "\n".join(lines[count:]).strip("\n")
@@ -245,16 +248,16 @@ def local_links(
     "Point links to the published site and to notebooks at the pages beside this one."
     cfg = get_config()
     text = text.replace(f'href="{cfg.doc_host}{cfg.doc_baseurl}/"', 'href="index.html"')
-    text = text.replace(f'href="{cfg.doc_host}{cfg.doc_baseurl}/', 'href="')
+    text = re.sub(rf'(href|src)="{re.escape(cfg.doc_host + cfg.doc_baseurl)}/', r'\1="', text)
     return re.sub(r'href="([^"#:]+\.ipynb)', lambda m: f'href="{pages[m[1]].out if m[1] in pages else m[1]}', text)
 
 
 class Links(HTMLParser):
-    "The anchors, the links, the prose of a page and its pictures without a text in their place."
+    "The anchors, the links, the prose and the verbatim text of a page, and its pictures without a text in their place."
 
     def __init__(self, text: str):
         super().__init__()
-        self.ids, self.targets, self.prose, self.mute, self.verbatim = set(), [], [], [], 0
+        self.ids, self.targets, self.prose, self.pre, self.mute, self.verbatim = set(), [], [], [], [], 0
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -269,8 +272,7 @@ class Links(HTMLParser):
         self.verbatim -= tag in ("pre", "code")
 
     def handle_data(self, data):
-        if not self.verbatim:
-            self.prose.append(data)
+        (self.pre if self.verbatim else self.prose).append(data)
 
 
 def broken(
@@ -295,6 +297,7 @@ def broken(
                 found.append(f"{name}: no such anchor: {target}")
         found += [f"{name}: no alternative text, give the cell a fig-alt: {image}" for image in content.mute]
         found += [f"{name}: markup that was not rendered: {leak}" for leak in LEAKS.findall("".join(content.prose))]
+        found += [f"{name}: in a code block: {leak}" for leak in PRE_LEAKS.findall("".join(content.pre))]
     return found
 
 
@@ -337,8 +340,6 @@ def render_readme(
     index = page(path, folder, readme=True)
     callouts = f"--lua-filter={HERE / 'docs.lua'}"
     text = pandoc(index.markdown, "markdown-implicit_figures+emoji", GFM, "--wrap=auto", callouts)
-    beside = lambda m: f'src="{cfg.nbs_path.name}/{m[1]}"' if (cfg.nbs_path / m[1]).is_file() else m[0]
-    text = re.sub(r'src="([^":]+)"', beside, text)
     (folder / "README.md").write_text(f"# {index.title}\n\n\n{text}", encoding="utf-8")
 
 
@@ -353,7 +354,10 @@ def stale_readme() -> list:  # Complaints
     for path, content in fresh.items():
         if not (root / path).is_file() or (root / path).read_bytes() != content:
             found.append(f"{path} is not what the index renders to: python tools/docs.py --readme")
-    for target in re.findall(r"(?:\]\(|src=\")([^)\s\"]+)", (root / "README.md").read_text(encoding="utf-8")):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    for picture in re.findall(r"(?:!\[[^]]*\]\(|src=\")((?!https:)[^)\s\"]+)", text):
+        found.append(f"README.md: a picture needs an absolute address, for GitHub, PyPI and the site alike: {picture}")
+    for target in re.findall(r"\]\(([^)\s]+)", text):
         if not re.match(r"[a-z]+:|#", target) and not (root / target).exists():
             found.append(f"README.md: no such file: {target}")
     return found

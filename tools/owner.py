@@ -1,9 +1,10 @@
-"""Keep addresses and the site's version in step with `user`, `repo`, `branch` and `version` in settings.ini.
+"""Keep notebooks and site in step with `user`, `branch` and `version` in settings.ini, and with the list of notebooks.
 
 Usage: python tools/owner.py [--check]      rewrite in place, or only name the files that are out of step
 Each numbered notebook gets behind the title, which stands in a cell of its own: its Colab badge, then its cell
-`at-a-glance` (how long it takes, what it reads and writes), then the hidden cell that sets Colab up. Links to the
-repository and its site get the owner's name in every notebook and in the site's configuration.
+`at-a-glance` (how long it takes, what it reads and writes), then the hidden cell that sets Colab up. Helper notebooks,
+whose number has a letter, need no such cell. Links to the repository and its site get the owner's name in every
+notebook and in the site's configuration, whose sidebar lists every notebook in order.
 """
 import argparse
 import re
@@ -15,34 +16,33 @@ from nbdev.config import get_config
 
 BADGE, FACTS, SETUP, INTRO = "badge", "at-a-glance", "colab-setup", "introduction"  # ids of cells
 TITLE = re.compile(r"(# [^\n]*(?:\n+> [^\n]*)?)\s*(.*)", re.S)  # title and subtitle, one line each, and what is below
+SECTIONS = {"The pipeline": r"0[0-4]", "Around it": r"0[5-9]"}  # of the sidebar: how the notebooks' names begin
+# HTML, because Quarto makes a figure of a picture that is alone in its paragraph
 BADGE_SOURCE = (
-    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/{file})"
+    '<a href="https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/{file}">'
+    '<img src="https://colab.research.google.com/assets/colab-badge.svg" alt="Open in Colab"></a>'
 )
-# No import statement: a docs build executes every cell that holds one. What Colab loads at its start stays, its torch
-# above all; its torchao is too old for PEFT, which then refuses every adapter. `#@param` is a field of Colab's form.
+# No import statement: a docs build executes every cell that holds one. `#@param` is a field of Colab's form.
 SETUP_SOURCE = """\
 #| hide
+owner = "{user}" #@param {{type:"string"}}
 keep_on_drive = False #@param {{type:"boolean"}}
 if "google.colab" in str(get_ipython()):
     if keep_on_drive:
         exec("from google.colab import drive; drive.mount('/content/drive')")
-    get_ipython().run_cell_magic("bash", "-e", '''
-        test -d amazon_ft_source || git clone -q --depth 1 -b {branch} https://github.com/{user}/{repo} amazon_ft_source
-        pip uninstall -q -y torchao
-        pip list --format=freeze | grep -E '^(torch|numpy|pandas)' > colab.txt
-        pip install -q -c colab.txt hypothesis openai ./amazon_ft_source
-        ln -sfn amazon_ft_source/nbs/bench bench
-    ''')"""
+    get_ipython().run_cell_magic("bash", "-e", f'''
+        test -d amazon_ft_source || git clone -q --depth 1 -b {branch} https://github.com/{{owner}}/{repo} amazon_ft_source
+        bash -e amazon_ft_source/tools/colab.sh''')"""
 
 
 def addresses(
     text: str,  # Any text
     cfg,  # nbdev's configuration
 ) -> str:  # The text with this repository's addresses under its owner
-    "Put the owner's name into links to the repository, its raw files, its Colab pages and its site."
+    "Put owner and branch into links to the repository, its Colab pages and its site."
     repo = re.escape(cfg.repo)
-    text = re.sub(rf"(github(?:usercontent)?\.com/|com/github/)[\w.-]+/{repo}\b", rf"\g<1>{cfg.user}/{cfg.repo}", text)
+    text = re.sub(rf"(github\.com/|com/github/)[\w.-]+/{repo}\b", rf"\g<1>{cfg.user}/{cfg.repo}", text)
+    text = re.sub(rf"/{cfg.user}/{repo}/(blob|tree)/[\w.-]+/", rf"/{cfg.user}/{cfg.repo}/\1/{cfg.branch}/", text)
     return re.sub(rf"https://[\w.-]+\.github\.io/{repo}\b", cfg.doc_host + cfg.doc_baseurl, text)
 
 
@@ -61,7 +61,7 @@ def with_head(
     badge = mk_cell(BADGE_SOURCE.format(**names), "markdown", id=BADGE)
     setup = mk_cell(SETUP_SOURCE.format(**names), "code", id=SETUP)
     setup.execution_count = None
-    if path.name[0].isdigit() and not facts:
+    if re.match(r"\d\d_", path.name) and not facts:
         sys.exit(f"{path.name}: no cell with the id {FACTS}; say in one how long it takes, what it reads and writes")
     head = [badge, *facts, setup] if path.name[0].isdigit() else []
     rest[i].source, below = TITLE.fullmatch(rest[i].source).groups()
@@ -82,6 +82,18 @@ def notebook(
     return nb2str(nb)
 
 
+def with_sidebar(
+    text: str,  # `_quarto.yml`
+    names: list,  # Of all notebooks
+) -> str:  # `_quarto.yml` with all of them in the sidebar
+    "List the notebooks by section, in the order of their names."
+    lines = ["      - index.ipynb"]
+    for section, begin in SECTIONS.items():
+        lines += [f"      - section: {section}", "        contents:"]
+        lines += [f"          - {name}" for name in sorted(names) if re.match(begin, name)]
+    return re.sub(r"(?<=\n) {6}- index\.ipynb\n( {6}.*\n)*", "\n".join(lines) + "\n", text)
+
+
 def main() -> int:
     "Rewrite what is out of step, or name it."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,7 +103,8 @@ def main() -> int:
     wanted = {path: notebook(path, cfg) for path in sorted(cfg.nbs_path.glob("*.ipynb"))}
     for path in (cfg.config_path / "_quarto.yml", cfg.nbs_path / "nbdev.yml"):
         text = addresses(path.read_text(encoding="utf-8"), cfg)
-        wanted[path] = re.sub(rf"\b{cfg.lib_name} \d[\w.]*", f"{cfg.lib_name} {cfg.version}", text)
+        text = re.sub(rf"\b{cfg.lib_name} \d[\w.]*", f"{cfg.lib_name} {cfg.version}", text)
+        wanted[path] = with_sidebar(text, [notebook.name for notebook in wanted if notebook.suffix == ".ipynb"])
     stale = {path: text for path, text in wanted.items() if path.read_text(encoding="utf-8") != text}
     for path, text in stale.items():
         print(path.relative_to(cfg.config_path), "is out of step: run tools/owner.py" if check else "rewritten")

@@ -1,13 +1,13 @@
 """Run the notebooks as a person in Colab does: open, run all, open the next. Each in a new machine, not the checkout.
 
 Usage: python tools/try_colab.py [--python ENV/bin/python] [--only 01 02 ...]
-A machine is an empty /content, an empty home and a copy of an environment that stands for what Colab brings along, by
+Helper notebooks, whose number has a letter, are left to nbdev_test. A machine is an empty /content, an empty home and a copy of an environment that stands for what Colab brings along, by
 default the one that runs this. Every cell runs, whatever its flags, and the set-up cell as it stands: git is told to
-find the repository's address in a copy of this checkout (uncommitted changes included), so the clone is real, and so
-is the wheel that pip builds of it and installs. Of `google.colab` there is a stand-in: kernel and shell by those
+find an owner's repository in a copy of this checkout (uncommitted changes included), so the clone is real, and so is
+the wheel that pip builds of it and installs. Of `google.colab` there is a stand-in: kernel and shell by those
 names, and `drive.mount`, which shows a folder that outlives the machines. An old torchao lies about, as in Colab.
-Each notebook runs alone, without Drive; and those that write to the workspace run in order, each in its machine, with
-Drive mounted by the box in the set-up cell. Fails on an exception, a warning or a traceback, on files written outside
+The stages run in order, each in its machine, with Drive mounted by the box in the set-up cell; the other notebooks run
+alone, without Drive and from a fork, and so does the demo, which needs all stages. Fails on an exception, a warning or a traceback, on files written outside
 the workspace, and unless the demo ends up shown inline, by Colab's proxy, not public, and answering.
 A /content of each machine's own takes root and `unshare`; without them Drive is left out, and that is said.
 """
@@ -30,7 +30,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbdev.config import get_config
 
-BOX = "keep_on_drive"
+BOX, FORK = "keep_on_drive", "a-fork"
+STAGES = ("01", "02", "03", "04", "06")  # the notebooks that write to the workspace
 SET_UP = {"colab.txt", "amazon_ft_source", "bench", ".hypothesis"}  # beside the workspace, from the set-up and a test
 NOISE = re.compile(r"Traceback|\w*Warning: ")
 PROVIDED = ("ipykernel", "ipywidgets", "setuptools")  # by Colab, beside what the package needs
@@ -72,7 +73,7 @@ def output_of(*command, **kwargs) -> str:
 
 def repository(
     folder: Path,  # Where to put it
-) -> dict:  # Environment variables that make git find it at its public address
+) -> Path:
     "A repository whose one commit is this checkout as it is."
     cfg, copy = get_config(), folder / "repository"
     listed = output_of("git", "-C", cfg.config_path, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
@@ -83,8 +84,16 @@ def repository(
     output_of("git", "init", "-q", "-b", cfg.branch, copy)
     output_of("git", "-C", copy, "add", "-A", "-f")
     output_of("git", "-C", copy, "-c", "user.name=-", "-c", "user.email=-", "commit", "-q", "-m", "As it is")
-    key = f"url.file://{copy}.insteadOf"
-    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": cfg.git_url}
+    return copy
+
+
+def found_at(
+    copy: Path,  # From repository
+    owner: str,  # Of the public address
+) -> dict:  # Environment variables for git
+    "Make git find a repository at an owner's public address, and at no other's."
+    address = get_config().git_url.replace(f"/{get_config().user}/", f"/{owner}/")
+    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{copy}.insteadOf", "GIT_CONFIG_VALUE_0": address}
 
 
 def image(
@@ -180,8 +189,9 @@ def run_all(
     "Open a notebook and run all of its cells."
     nb, start, wrong = nbformat.read(path, as_version=4), time.perf_counter(), []
     for cell in nb.cells:
-        if drive:
-            cell.source = cell.source.replace(f"{BOX} = False", f"{BOX} = True")  # Colab's form edits the source
+        before, after = (f"{BOX} = False", f"{BOX} = True") if drive else (get_config().user, FORK)
+        if cell.get("id") == "colab-setup":
+            cell.source = cell.source.replace(before, after)  # as Colab's form edits the source
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     client = NotebookClient(nb, timeout=900, kernel_name="colab", resources={"metadata": {"path": f"{folder}/content"}})
@@ -215,10 +225,11 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="Python of the environment that stands for Colab's")
     parser.add_argument("--only", nargs="+", default=["0"], help="how the names of the wanted notebooks begin")
     args = parser.parse_args()
-    paths = [p for p in sorted(get_config().nbs_path.glob("[0-9]*.ipynb")) if p.name.startswith(tuple(args.only))]
+    paths = sorted(get_config().nbs_path.glob("[0-9][0-9]_*.ipynb"))
+    paths = [path for path in paths if path.name.startswith(tuple(args.only))]
     with TemporaryDirectory() as tmp, private_content() as private:
         tmp = Path(tmp)
-        git, python = repository(tmp), image(tmp / "image", args.python)
+        copy, python = repository(tmp), image(tmp / "image", args.python)
         versions = "import platform as p, torch; print('Python', p.python_version(), 'torch', torch.__version__)"
         print(output_of(python, "-c", versions))
         drive = tmp / "drive"
@@ -227,15 +238,16 @@ def main() -> int:
 
         def opened(path, on_drive):
             folder = tmp / ("ordered" if on_drive else "alone") / path.stem
-            env = machine(folder, tmp / "image", args.python, private) | git | own
+            env = machine(folder, tmp / "image", args.python, private) | own
+            env |= found_at(copy, get_config().user if on_drive else FORK)
             wrong = run_all(path, folder, env, on_drive)
             shutil.rmtree(folder)
             return wrong
 
-        stages = [path for path in paths if f"tick `{BOX}`" in path.read_text(encoding="utf-8")] if private else []
+        stages = [path for path in paths if path.name.startswith(STAGES)] if private else []
         with ThreadPoolExecutor(2) as both:
             in_order = both.submit(lambda: [opened(path, True) for path in stages])
-            alone = [both.submit(opened, path, False) for path in paths]
+            alone = [both.submit(opened, path, False) for path in paths if path not in stages or "demo" in path.name]
             results = [one.result() for one in alone] + in_order.result()
         if not private:
             print("not checked, there is no /content of one's own here: with Drive")
