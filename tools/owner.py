@@ -2,8 +2,7 @@
 
 Usage: python tools/owner.py [--check]      rewrite in place, or only name the files that are out of step
 Each numbered notebook gets behind the title, which stands in a cell of its own: its Colab badge, then its cell
-`at-a-glance` (how long it takes, what it reads and writes), then the hidden cell that sets Colab up. Helper notebooks,
-whose number has a letter, need no such cell. Links to the repository and its site get the owner's name in every
+`at-a-glance` if there is one (how long it takes, on what), then the hidden cell that sets Colab up. Links to the repository and its site get the owner's name in every
 notebook and in the site's configuration, whose sidebar lists every notebook in order.
 """
 import argparse
@@ -61,8 +60,6 @@ def with_head(
     badge = mk_cell(BADGE_SOURCE.format(**names), "markdown", id=BADGE)
     setup = mk_cell(SETUP_SOURCE.format(**names), "code", id=SETUP)
     setup.execution_count = None
-    if re.match(r"\d\d_", path.name) and not facts:
-        sys.exit(f"{path.name}: no cell with the id {FACTS}; say in one how long it takes, what it reads and writes")
     head = [badge, *facts, setup] if path.name[0].isdigit() else []
     rest[i].source, below = TITLE.fullmatch(rest[i].source).groups()
     if below:
