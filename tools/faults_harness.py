@@ -31,6 +31,7 @@ VOLATILE = {"created", "tokens_per_s", "mtime_ns"}  # in manifests: what differs
 LEFTOVER = re.compile(r"\.(partial|old|parts|removed)\b")
 PIPE = 1 << 20
 LIMIT_S = 120
+KNOWN = set()  # lines on stderr that undisturbed runs write too: said once, not at each check
 
 
 class Run(NamedTuple):
@@ -108,7 +109,7 @@ def run(
         with open(end, encoding="utf-8", errors="backslashreplace", newline="") as stream:
             texts.append(stream.read())
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    err = [line for line in re.split(r"[\r\n]+", texts[1]) if not PROGRESS.search(line)]
+    err = [line for line in re.split(r"[\r\n]+", texts[1]) if not PROGRESS.search(line) and line not in KNOWN]
     return Run(" ".join(map(ascii, argv)).replace("'", ""), code, texts[0], "\n".join(err), texts[2].split())
 
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ |= dict(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", MPLBACKEND="agg",
                    COLUMNS="120")
 
-from faults_harness import PROGRESS, Run, differences, in_parallel, load, manners, raising, run, states, tree, watch
+from faults_harness import KNOWN, differences, in_parallel, load, manners, raising, run, states, tree, watch
 
 ROWS, TITLES = 90, 6
 AT = "--base tiny --root ws"
@@ -122,7 +122,7 @@ def place(state: Path, folder: Path):
 
 def rehearse(work: Path) -> tuple:  # Name of a state to its folder, and pairs of a command and its photographs
     "All stages once, then again over the finished work; photographs before each write."
-    kept, shots = {"nothing": work / "states/nothing"}, []
+    kept, shots, faults = {"nothing": work / "states/nothing"}, [], []
     (work / "inputs").mkdir()
     kept["nothing"].mkdir(parents=True)
     inputs(work / "inputs")
@@ -132,8 +132,11 @@ def rehearse(work: Path) -> tuple:  # Name of a state to its folder, and pairs o
         pictures.mkdir()
         place(kept[start], folder)
         ran = run(folder, command, states(folder / "ws", pictures))
-        if ran.code or manners(ran):
+        if ran.code:
             sys.exit(f"undisturbed, {command!r} fails already: {ran.code}\n{ran.out}\n{ran.err}")
+        if ran.err:
+            faults.append((f"undisturbed {command}", [f"words on stderr: {ran.err}"]))
+            KNOWN.update(ran.err.splitlines())
         load(ran.modules)
         kept[name] = work / "states" / name
         (folder / "ws").rename(kept[name])
@@ -150,7 +153,7 @@ def rehearse(work: Path) -> tuple:  # Name of a state to its folder, and pairs o
     go("eval over eval", "merge over merge", AGAIN["eval"])
     go("generate over generate", "eval over eval", AGAIN["generate"])
     go("prepare over prepare", "prepare", AGAIN["prepare"])
-    return kept, shots
+    return kept, shots, faults
 
 
 def ends_alike(folder: Path, command: str, wanted: dict) -> list:
@@ -285,7 +288,7 @@ def main() -> int:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     work, start = work.resolve(), time.perf_counter()
-    kept, shots = rehearse(work)
+    kept, shots, faults = rehearse(work)
     print(f"rehearsed after {time.perf_counter() - start:.0f} s: "
           f"{sum(len(p) for _, _, p in shots)} states between writes", flush=True)
     cases = [(kind, name, case) for kind, name, case in disturbed(kept, shots)
