@@ -48,8 +48,9 @@ def record_type(
     try:
         return msgspec.defstruct("Row", fields, gc=False)
     except ValueError as error:
-        raise UserError(f"--title_column {title_column!r}, --content_column {content_column!r}: these JSON fields "
-                        f"cannot be read ({error}); rename them") from error
+        raise UserError(f"JSON fields {title_column!r} and {content_column!r} cannot be title and description: `uid` is the "
+                        "identifier, and no name may hold a quote, a backslash or a control character; rename "
+                        "them") from error
 
 # %% ../nbs/01a_catalogue.ipynb #d013
 class Tally:
@@ -99,7 +100,7 @@ def _json_columns(block):
 MAX_COLUMNS = 1_000
 
 # %% ../nbs/01a_catalogue.ipynb #d020
-def _check_columns(name, asked, found):
+def _check_columns(name, asked, found, once=()):
     "Raise `UserError` for a column that is missing or there twice, and for more columns than a catalogue has."
     if len(found) > MAX_COLUMNS:
         raise UserError(f"{name}: {len(found):,} columns; at most {MAX_COLUMNS:,} are read. Is the first line a header?")
@@ -108,7 +109,7 @@ def _check_columns(name, asked, found):
     for column in asked:
         if column not in found:
             raise UserError(f"{name}: no column {column!r}; it has {listed or 'none'}. Choose with {options}")
-    for column in (*asked, "uid"):
+    for column in (*asked, *once):
         if found.count(column) > 1:
             raise UserError(f"{name}: {found.count(column)} columns are called {column!r}; rename all but one of them")
 
@@ -322,7 +323,7 @@ def csv_rows(
     "Rows of a CSV file whose first line names the columns, each a batch of its own."
     table, row = csv_fields(stream, name, encoding, tally), record_type()
     names = next(table, [])
-    _check_columns(name, columns, names)
+    _check_columns(name, columns, names, once=["uid"])
     title, content, uid = (names.index(column) if column in names else None for column in (*columns, "uid"))
     for fields in table:
         yield [row(fields[title], fields[content], "" if uid is None else fields[uid])] if fields else []
@@ -375,8 +376,8 @@ def find_files(
     path = Path(os.path.expanduser(source))
     files = [path] if path.is_file() else [f for f in map(Path, sorted(glob.glob(str(path)))) if f.is_file()]
     if not files:
-        hint = "; it is a folder: name the files in it, for instance with *.json.gz" if path.is_dir() else ""
-        raise UserError(f"--source {source}: no such file{hint}")
+        fault = "a folder; name the files in it, for instance with *.json.gz" if path.is_dir() else "no such file"
+        raise UserError(f"--source {source}: {fault}")
     return files
 
 # %% ../nbs/01a_catalogue.ipynb #c038
@@ -393,11 +394,13 @@ def check_encoding(
 def _format(name, stream, encoding):
     "`parquet`, `csv` or `json`, and the stream to read, which is UTF-8 if it holds JSON."
     head, wide = stream.peek(64)[:64], codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if head.startswith(b"PAR1"):
-        return "parquet", stream
-    if not wide and (head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head):
-        raise UserError(f"{name}: looks like UTF-16; add --encoding utf-16")
-    if name.lower().endswith((".csv", ".tsv")):
+        return "parquet", stream if stream.seekable() else io.BytesIO(stream.read())
+    if not wide and (marked or b"\0" in head):
+        order = "" if marked else "-be" if head[0] == 0 else "-le"
+        raise UserError(f"{name}: looks like UTF-16; add --encoding utf-16{order}")
+    if name.lower().endswith((".csv", ".tsv", ".txt")) and not head.lstrip().startswith(b"{"):
         return "csv", stream
     if codecs.lookup(encoding).name != "utf-8":
         stream = codecs.EncodedFile(stream, "utf-8", encoding, "surrogateescape")
