@@ -174,7 +174,8 @@ def ours(way, model, steps, settings):
     from datasets import Dataset
     from torch.nn.attention import sdpa_kernel
     from amazon_ft.core import load_model, load_tokenizer
-    from amazon_ft.train import Execution, build_trainer, choose_execution, lora_config, sft_config
+    from amazon_ft.step import Execution, choose_execution
+    from amazon_ft.train import build_trainer, lora_config, sft_config
     way = WAYS[way]
     precision = "fp16" if way.t4 else "bf16"
     if way.t4:
