@@ -90,7 +90,7 @@ def run(
     command: str or list,  # A console script and its arguments
     before=None,  # Called in the new process just before the command
     limit_s: int = LIMIT_S,  # A run that takes longer is ended by SIGALRM
-    meanwhile=None,  # Called in this process while the command runs
+    meanwhile=None,  # Called in this process with the other one's number, while the command runs
 ) -> Run:
     "Run a console script in a process of its own."
     argv = command.split() if isinstance(command, str) else command
@@ -103,7 +103,7 @@ def run(
     for _, end in pipes:
         os.close(end)
     if meanwhile:
-        meanwhile()
+        meanwhile(pid)
     texts = []
     for end, _ in pipes:
         with open(end, encoding="utf-8", errors="backslashreplace", newline="") as stream:

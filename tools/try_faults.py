@@ -7,7 +7,6 @@ console scripts do. Kinds of checks: kill, damage, full, ctrl-c, arguments, plac
 """
 import argparse
 import errno
-import json
 import os
 import re
 import resource
@@ -24,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ |= dict(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", MPLBACKEND="agg",
                    COLUMNS="120")
 
+from faults_inputs import ADVERSARIAL, TEMPLATES, bounded, mutated, typed
+from faults_page import forged
 from faults_harness import KNOWN, differences, in_parallel, load, manners, raising, run, states, tree, watch
 
 ROWS, TITLES = 90, 6
@@ -33,7 +34,7 @@ STAGES = dict(
     train=f"amazon_ft_train {AT} --max_steps 4 --save_steps 2 --batch_size 2 --max_length 256",
     merge=f"amazon_ft_merge {AT}",
     eval=f"amazon_ft_eval {AT} --k 4 --max_new_tokens 16",
-    generate=f"amazon_ft_generate --model ws/outputs/tiny_descfmt_merged_fp16 --source titles.csv --out ws/described.csv --max_new_tokens 16")
+    generate=f"amazon_ft_generate {AT} --source titles.csv --out ws/described.csv --max_new_tokens 16")
 AGAIN = dict(  # the same stages over finished work of another wish
     prepare=STAGES["prepare"] + " --seed 1", train=STAGES["train"] + " --overwrite", merge=STAGES["merge"],
     eval=STAGES["eval"], generate=STAGES["generate"] + " --max_new_tokens 12")
@@ -52,9 +53,9 @@ DAMAGED = [
     (f"{RUN}/plan.json", "halfway", "train train"),
     *((f"{RUN}/checkpoint-2/{name}", "halfway", "train train") for name in (
         "adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
-        "trainer_state.json", "training_args.bin", "complete")),
+        "trainer_state.json", "training_args.bin", "amazon_ft.json")),
     (f"{RUN}/plan.json", "train", "train train"),
-    (f"{RUN}/log.csv", "train", "merge train"),
+    (f"{RUN}/log.csv", "train", "train"),
     *((f"{ADAPTER}/{name}", "train", "merge train merge") for name in (
         "amazon_ft.json", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json")),
     *((f"{MODEL}/{name}", "merge", "eval merge eval") for name in (
@@ -65,12 +66,12 @@ DAMAGED = [
     ("ws/cache/predictions/*.json", "eval", "eval"),
     ("ws/outputs/metrics_*.json", "eval", "eval"),
     ("ws/outputs/examples_*.jsonl", "eval", "eval"),
-    ("ws/outputs/votes_*.sqlite", "voted", "eval eval"),
+    ("ws/outputs/votes_*.sqlite", "voted", "eval"),
     ("ws/.described.csv.parts/plan.json", "described", "generate"),
     ("ws/.described.csv.parts/0.json", "described", "generate"),
 ]
 VARIANTS = dict(emptied=lambda content: b"", cut=lambda content: content[:len(content) // 2],
-                flipped=lambda content: content[:(i := len(content) // 2)] + bytes([content[i] ^ 1]) + content[i + 1:])
+                flipped=lambda content: content[:(i := len(content) // 2)] + bytes([content[i] ^ 1] if content else b"x") + content[i + 1:])
 
 BAD = dict(
     prepare="n_train -2|n_valid -1|n_test -1|max_bad nan|max_bad 1.5|max_bad -.1|seed -1|seed 4294967296|encoding undefined"
@@ -127,13 +128,16 @@ def rehearse(work: Path) -> tuple:  # Name of a state to its folder, and pairs o
     kept["nothing"].mkdir(parents=True)
     inputs(work / "inputs")
     def go(name, start, command):
+        if start not in kept:
+            return
         folder, pictures = work / f"rehearsal_{name}", work / f"pictures_{name}"
         folder.mkdir()
         pictures.mkdir()
         place(kept[start], folder)
         ran = run(folder, command, states(folder / "ws", pictures))
         if ran.code:
-            sys.exit(f"undisturbed, {command!r} fails already: {ran.code}\n{ran.out}\n{ran.err}")
+            faults.append((f"undisturbed {command}", [f"exit {ran.code}: {ran.err[-1000:]}"]))
+            return
         if ran.err:
             faults.append((f"undisturbed {command}", [f"words on stderr: {ran.err}"]))
             KNOWN.update(ran.err.splitlines())
@@ -143,26 +147,48 @@ def rehearse(work: Path) -> tuple:  # Name of a state to its folder, and pairs o
         shots.append((command, kept[name], sorted(pictures.iterdir())))
     for before, name in zip(["nothing", *STAGES], STAGES):
         go(name, before, STAGES[name])
-    (pictures,) = [p for command, _, p in shots if command == STAGES["train"]]
-    whole = [p for p in pictures if (p / "outputs/tiny_descfmt_lora/checkpoint-2/complete").exists()]
-    kept["halfway"] = next(p for p in whole if not list(p.glob("outputs/*/checkpoint-4")))
-    kept["described"] = next(p for p in shots[-1][2] if (p / ".described.csv.parts/0.json").exists())
+    for name, command, wanted, unwanted in (
+            ("halfway", "train", f"{RUN}/checkpoint-2/amazon_ft.json", f"{RUN}/checkpoint-4"),
+            ("described", "generate", "ws/.described.csv.parts/0.json", "ws/described.csv")):
+        pictures = next((p for c, _, p in shots if c == STAGES[command]), [])
+        at = [p for p in pictures if (p / wanted[3:]).exists() and not (p / unwanted[3:]).exists()]
+        kept |= {name: at[0]} if at else {}
+    if "eval" in kept:
+        shutil.copytree(kept["eval"], work / "states/voted")
+        votes(work / "states/voted")
+        kept["voted"] = work / "states/voted"
     go("train over train", "generate", AGAIN["train"] + " --seed 7")
     go("train over halfway", "halfway", AGAIN["train"] + " --seed 7")
     go("merge over merge", "train over train", AGAIN["merge"])
     go("eval over eval", "merge over merge", AGAIN["eval"])
     go("generate over generate", "eval over eval", AGAIN["generate"])
     go("prepare over prepare", "prepare", AGAIN["prepare"])
+    go("voted, eval", "voted", STAGES["eval"])
     return kept, shots, faults
+
+
+def votes(folder: Path):
+    "Some votes on the evaluated texts, cast in a process of its own."
+    from amazon_ft import jury
+    (examples,) = folder.glob("outputs/examples_*.jsonl")
+    if not (pid := os.fork()):
+        for pair in jury.rating_pairs(examples):
+            jury.vote(examples, "ann", pair, "tuned")
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def ends_alike(folder: Path, command: str, wanted: dict) -> list:
     "Run the command again: it must end well, with the content that an undisturbed run leaves."
     ran = run(folder, command)
-    if ran.code or manners(ran):
-        return [f"run again: exit {ran.code}: {complaint}" for complaint in manners(ran, codes=(0,))]
-    return [f"run again: other content or left behind: {', '.join(found)}" for found in
-            [differences(wanted, folder / "ws")] if found]
+    if complaints := manners(ran, (0,)):
+        return [f"run again: {complaint}" for complaint in complaints]
+    return listed("run again: other content", differences(wanted, folder / "ws"))
+
+
+def listed(what: str, names: list) -> list:  # One complaint, or none
+    "The first of many files."
+    return [f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}"] if names else []
 
 
 def killed(state: Path, command: str, wanted: dict, folder: Path) -> list:
@@ -176,20 +202,22 @@ def damaged(kept: dict, wanted: dict, pattern: str, start: str, then: list, vari
     place(kept[start], folder)
     file = sorted(folder.glob(pattern))[0]
     file.write_bytes(VARIANTS[variant](file.read_bytes()))
+    name, wanted = str(file.relative_to(folder / "ws")), wanted["voted, eval" if start == "voted" else then[-1]]
+    def off():
+        return [each for each in differences(wanted, folder / "ws") if len(then) == 1 or not each.startswith(name)]
     first = run(folder, STAGES[then[0]])
-    faults = manners(first, (0, 2), (file.name, str(file.parent.relative_to(folder)), "run"))
-    if first.code == 0:
-        off = [name for name in differences(wanted[then[-1]], folder / "ws") if name != str(file.relative_to(folder / "ws"))]
-        return faults + [f"silent: exit 0, other content: {', '.join(off)}" for _ in off[:1]]
-    if faults or len(then) == 1:
-        return faults or [f"no way back: {first.err}"]
-    for name in then[1:]:
-        remedy = STAGES[name] + " --overwrite" * ("--overwrite" in first.err and name == "train")
-        ran = run(folder, remedy)
-        if ran.code:
-            return [f"{first.err} -- but then {remedy}: exit {ran.code}: {ran.err[-300:]}"]
-    off = differences(wanted[then[-1]], folder / "ws")
-    return [f"mended as told, but other content: {', '.join(off)}"] if off else []
+    complaints = manners(first, (0, 2), (file.name, str(file.parent.relative_to(folder))))
+    if complaints or first.code == 0:
+        return complaints + listed("silent: exit 0, other content", off())
+    print(f"    said: {variant} {name}: {first.err}", file=sys.stderr)
+    if re.search(f"(remove|delete|move) (it|{file})", first.err):
+        file.unlink()
+        return manners(run(folder, STAGES[then[0]]), (0,))
+    for stage in then[1:]:
+        remedy = STAGES[stage] + " --overwrite" * ("--overwrite" in first.err and stage == "train")
+        if faults := manners(ran := run(folder, remedy), (0,)):
+            return [f"said: {first.err}", f"but then {remedy}: {faults[0]}"]
+    return listed(f"mended as told ({first.err}), but other content", off())
 
 
 def full(kept: dict, wanted: dict, start: str, name: str, limit: int, folder: Path) -> list:
@@ -226,7 +254,7 @@ def waits(kept: dict, wanted: dict, start: str, name: str, folder: Path) -> list
     def release():
         time.sleep(2)
         lock.release()
-    ran = run(folder, STAGES[name], meanwhile=release)
+    ran = run(folder, STAGES[name], meanwhile=lambda pid: release())
     said = [] if "wait" in ran.out + ran.err else ["waits without a word"]
     return said + manners(ran, (0,)) + differences(wanted[name], folder / "ws")
 
@@ -243,16 +271,21 @@ def both(kept: dict, folder: Path) -> list:
         run(alone / str(i), command)
         results.append((alone / str(i) / "ws/described.csv").read_text())
     second = []
-    first = run(folder, STAGES["generate"], meanwhile=lambda: second.append(run(folder, other)))
+    first = run(folder, STAGES["generate"], meanwhile=lambda pid: second.append(run(folder, other)))
     mixed = (folder / "ws/described.csv").read_text() not in results
     return manners(first) + manners(second[0]) + ["rows of both in one file"] * mixed
 
 
 def disturbed(kept: dict, shots: list) -> list:  # Triples of kind, name and function
     "All checks on stages."
-    wanted = {name: tree(kept[name]) for name in STAGES}
     order = dict(zip(STAGES, ["nothing", *STAGES]))
-    cases = [("kill", f"{end.name} before {picture.name}",
+    cases = [("inputs", f"mutated, seed {seed}", partial(mutated, seed, 500)) for seed in range(10)]
+    cases += [("texts", name, partial(bounded, name)) for name in ADVERSARIAL]
+    cases += [("tokens", kind, partial(typed, kind)) for kind in TEMPLATES]
+    if "generate" in kept:
+        cases.append(("page", "forged calls", partial(forged, kept["generate"], place, run, manners)))
+    wanted = {name: tree(kept[name]) for name in (*STAGES, "voted, eval") if name in kept}
+    cases += [("kill", f"{end.name} before {picture.name}",
               partial(killed, picture, command, tree(end)))
              for command, end, pictures in shots for picture in pictures]
     for pattern, start, then in DAMAGED:
@@ -260,6 +293,8 @@ def disturbed(kept: dict, shots: list) -> list:  # Triples of kind, name and fun
                    partial(damaged, kept, wanted, pattern, start, then.split(), variant)) for variant in VARIANTS
                   if start in kept]
     for name, start in order.items():
+        if name not in kept:
+            continue
         n = sum(command == STAGES[name] and len(pictures) for command, _, pictures in shots)
         cases += [("full", f"{name}, files up to {limit} bytes",
                    partial(full, kept, wanted, start, name, limit)) for limit in (0, 3000, 200_000)]
@@ -270,11 +305,13 @@ def disturbed(kept: dict, shots: list) -> list:  # Triples of kind, name and fun
             cases.append(("arguments", f"{name} --{bad}", partial(
                 refused, kept, order[name], f"{STAGES[name]} --{bad}".split(), ("--" + bad.split()[0], *bad.split()[1:]))))
     cases += [("arguments", f"demo --{bad}", partial(refused, kept, "eval", f"{DEMO} --{bad}".split(), ()))
-              for bad in BAD["demo"].split("|")]
+              for bad in BAD["demo"].split("|") if "eval" in kept]
     cases += [("arguments", f"{name}, not UTF-8", partial(
-        refused, kept, order[name], [*STAGES[name].split(), "--root", "caf\udce9"], ())) for name in STAGES]
-    cases += [("locks", f"{name} waits", partial(waits, kept, wanted, order[name], name)) for name in list(STAGES)[:4]]
-    cases.append(("locks", "two at one --out", partial(both, kept)))
+        refused, kept, order[name], [*STAGES[name].split(), "--root", "caf\udce9"], ())) for name in STAGES if name in kept]
+    cases += [("locks", f"{name} waits", partial(waits, kept, wanted, order[name], name)) for name in list(STAGES)[:4]
+              if name in kept]
+    if "generate" in kept:
+        cases.append(("locks", "two at one --out", partial(both, kept)))
     return cases
 
 
@@ -294,6 +331,7 @@ def main() -> int:
     cases = [(kind, name, case) for kind, name, case in disturbed(kept, shots)
              if not args.only or args.only == kind or re.search(args.only, name)]
     found = in_parallel([(f"{kind}: {name}", case) for kind, name, case in cases], work)
+    found |= dict(faults)
     wrong = {name: complaints for name, complaints in found.items() if complaints}
     for name, complaints in wrong.items():
         print(f"FAILED {name}\n" + "\n".join(f"    {complaint}" for complaint in complaints))
