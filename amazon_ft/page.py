@@ -22,8 +22,8 @@ from textwrap import fill
 from .core import *
 from .catalogue import read_catalogue
 from .demo import before_after, generate_catalogue, marked, model_pair, stream
+from .evaluate import nearest_titles
 from .jury import rating_tab
-from .measures import nearest_titles
 
 # %% ../nbs/04b_page.ipynb #a63cbfa9
 TITLE_CHARS = 2_000
@@ -182,9 +182,11 @@ def _answering(blocks):
         except UserError as error:
             raise gr.Error(escape(_without_folders(str(error)), quote=False), print_exception=False) from error
     async def preprocess_data(block_fn, inputs, *args, **kwargs):
-        expected = len(block_fn.inputs)
+        expected, no_choice = len(block_fn.inputs), (gr.Dataset, type(None))
         if block_fn.fn is None or (len(inputs) != expected and not block_fn.cancels):
             raise UserError(f"{block_fn.api_name}: {expected} values are expected, {len(inputs)} came.")
+        if no_choice in zip(map(type, block_fn.inputs), map(type, inputs)):
+            raise UserError(f"{block_fn.api_name}: nothing is chosen.")
         try:
             return await preprocess(block_fn, inputs, *args, **kwargs)
         except (gr.Error, ValueError, TypeError, LookupError, AttributeError) as error: # whatever the values led to
@@ -239,6 +241,7 @@ class _Doorkeeper:
         except RuntimeError as error: # Gradio notices an unknown session only after its answer has begun
             if "response already started" not in str(error):
                 raise
+            await send(dict(type="http.response.body"))
 
     async def _login(self, scope, receive, send):
         "One attempt of an address at a time; a wrong password waits for its answer, longer each time."
