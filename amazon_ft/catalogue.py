@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOT_A_ROW', 'MAX_COLUMNS', 'MAX_LINE', 'READ_SIZE', 'STRANGERS', 'DAMAGE', 'RECORD_LINES', 'MAX_CELLS', 'ARCHIVE_ID',
            'ARCHIVE_BYTES', 'RETRIES', 'Record', 'record_type', 'Tally', 'line_blocks', 'json_rows', 'open_catalogue',
-           'csv_records', 'csv_fields', 'csv_rows', 'open_parquet', 'parquet_rows', 'find_files', 'check_encoding',
-           'read_rows', 'Strict', 'csv_texts', 'json_texts', 'parquet_texts', 'read_catalogue', 'download']
+           'csv_records', 'csv_rows', 'parquet_rows', 'find_files', 'check_encoding', 'read_rows', 'read_catalogue',
+           'download']
 
 # %% ../nbs/01a_catalogue.ipynb #d002
 import codecs
@@ -48,9 +48,9 @@ def record_type(
     try:
         return msgspec.defstruct("Row", fields, gc=False)
     except ValueError as error:
-        raise UserError(f"JSON fields {title_column!r} and {content_column!r} cannot be title and description: `uid` is the "
-                        "identifier, and no name may hold a quote, a backslash or a control character; rename "
-                        "them") from error
+        raise UserError(f"JSON fields {title_column!r} and {content_column!r} cannot be title and description: `uid` "
+                        "is the identifier, and no name may hold a quote, a backslash or a control character; "
+                        "rename them") from error
 
 # %% ../nbs/01a_catalogue.ipynb #d013
 class Tally:
@@ -58,12 +58,21 @@ class Tally:
     def __init__(self):
         self.lines, self.skipped, self.bad, self.examples = 0, Counter(), Counter(), []
 
+    def skip(
+        self,
+        reason: str, # Of one of our rules
+        lines: int = 1, # Lines that it leaves out
+    ):
+        "Count lines that a rule leaves out."
+        if lines:
+            self.skipped[reason] += lines
+
     def reject(
         self,
-        error: Exception, # What is wrong
+        error: Exception, # Of the decoder
         where: str, # File and line
         text: str, # The line, or its beginning
-        lines: int = 1, # Lines that are lost
+        lines: int = 1, # Lines that are lost with it
     ):
         "Count a bad line, and keep it if it is among the first hundred."
         reason = _reason(error)
@@ -103,7 +112,7 @@ MAX_COLUMNS = 1_000
 def _check_columns(name, asked, found, once=()):
     "Raise `UserError` for a column that is missing or there twice, and for more columns than a catalogue has."
     if len(found) > MAX_COLUMNS:
-        raise UserError(f"{name}: {len(found):,} columns; at most {MAX_COLUMNS:,} are read. Is the first line a header?")
+        raise UserError(f"{name}: {len(found):,} columns; at most {MAX_COLUMNS:,} are read. Is line 1 a header?")
     listed = ", ".join(repr(column[:60]) for column in found[:20]) + (", …" if len(found) > 20 else "")
     options = " and ".join(("--title_column", "--content_column")[:len(asked)])
     for column in asked:
@@ -165,7 +174,7 @@ def _line_by_line(block, decode, name, first, tally):
     "Each row of a block, `None` for a blank line; bad lines are counted and left out."
     for number, line in enumerate(block.split(b"\n")[:-1], tally.lines - first + 2):
         if not line.strip():
-            tally.skipped["blank line"] += 1
+            tally.skip("blank line")
             yield None
             continue
         try:
@@ -279,15 +288,10 @@ def _fields(record, names):
     return record
 
 # %% ../nbs/01a_catalogue.ipynb #c024
-def csv_fields(
-    stream, # Binary stream
-    name: str, # The file's name, for messages
-    encoding: str, # Python's name of it
-    tally: Tally, # The file's own lines are counted here
-):
-    "The names in the first line, then the fields of each row; none for a blank line."
+def _csv_fields(stream, name, encoding, tally):
+    "The names in the header, then the fields of each row, none for a blank line; counts the file's own lines."
     csv.field_size_limit(MAX_LINE)
-    number, names = 1, None
+    number, names = 1, []
     with io.TextIOWrapper(stream, encoding, "surrogateescape", newline="") as text:
         header = text.readline().removeprefix("\ufeff")
         for record, lines in csv_records(chain([header], text), max(",;\t|", key=header.count)):
@@ -295,22 +299,16 @@ def csv_fields(
             try:
                 fields = _fields(record, names)
             except (csv.Error, UnicodeError) as error:
-                if names is None:
+                if not names:
                     raise UserError(f"{name}, line 1: {_reason(error)}: {error}; a header is expected") from error
                 tally.reject(error, f"{name}, line {number}", lines[0], len(lines))
             else:
-                _count_lines(tally, len(lines), "header" if names is None else "" if fields else "blank line")
+                if not (names and fields):
+                    tally.skip("blank line" if names else "header")
+                tally.skip("continuation line", len(lines) - 1)
                 names = names or fields
                 yield fields
             number += len(lines)
-
-# %% ../nbs/01a_catalogue.ipynb #c025
-def _count_lines(tally, n, skipped):
-    "Count the lines of a good record that are no rows of their own."
-    if skipped:
-        tally.skipped[skipped] += 1
-    if n > 1:
-        tally.skipped["continuation line"] += n - 1
 
 # %% ../nbs/01a_catalogue.ipynb #d046
 def csv_rows(
@@ -321,7 +319,7 @@ def csv_rows(
     tally: Tally, # The file's own lines are counted here
 ):
     "Rows of a CSV file whose first line names the columns, each a batch of its own."
-    table, row = csv_fields(stream, name, encoding, tally), record_type()
+    table, row = _csv_fields(stream, name, encoding, tally), record_type()
     names = next(table, [])
     _check_columns(name, columns, names, once=["uid"])
     title, content, uid = (names.index(column) if column in names else None for column in (*columns, "uid"))
@@ -330,12 +328,8 @@ def csv_rows(
 
 # %% ../nbs/01a_catalogue.ipynb #c033
 @contextmanager
-def open_parquet(
-    stream, # Binary stream that can seek
-    name: str, # The file's name, for messages
-    columns: tuple, # Columns that must be there
-):
-    "A `pyarrow.parquet.ParquetFile`; raises `UserError` for what is wrong with it, while it is open too."
+def _open_parquet(stream, name, columns):
+    "An open Parquet file that has these columns; raises `UserError` for damage, also for damage found later."
     import pyarrow
     from pyarrow import parquet
     try:
@@ -354,7 +348,7 @@ def parquet_rows(
 ):
     "Batches of rows of a Parquet file."
     keys = dict(zip(("title", "content", "uid"), (*columns, "uid")))
-    with open_parquet(stream, name, columns) as table:
+    with _open_parquet(stream, name, columns) as table:
         wanted = list({column for column in keys.values() if column in table.schema_arrow.names})
         for batch in table.iter_batches(4096, columns=wanted):
             tally.lines += len(batch)
@@ -432,42 +426,27 @@ def _rows(name, stream, columns, encoding, tally):
     return (parquet_rows if kind == "parquet" else json_rows)(stream, name, columns, tally)
 
 # %% ../nbs/01a_catalogue.ipynb #c044
-class Strict(Tally):
-    "A tally that accepts no bad line."
-    def reject(
-        self,
-        error: Exception, # What is wrong
-        where: str, # File and line
-        text: str, # The line, or its beginning
-        lines: int = 1, # Lines that are lost
-    ):
+class _Strict(Tally):
+    "A tally that takes no bad line."
+    def reject(self, error, where, text, lines=1):
         "Raise `UserError` for a bad line."
         reason = _reason(error)
         remedy = "give its --encoding, for instance cp1252" if reason == "undecodable bytes" else "correct that line"
         raise UserError(f"{where}: {reason}: {error}; {remedy}") from error
 
 # %% ../nbs/01a_catalogue.ipynb #c045
-def csv_texts(
-    stream, # Binary stream
-    name: str, # The file's name, for messages
-    column: str, # Must be among the columns
-    encoding: str, # Python's name of it
-) -> tuple: # Column names, and a list of texts for each row
-    "A CSV file as texts."
-    table = csv_fields(stream, name, encoding, Strict())
+def _csv_texts(stream, name, column, encoding):
+    "Column names and rows of a CSV file."
+    table = _csv_fields(stream, name, encoding, _Strict())
     names = next(table, [])
     _check_columns(name, (column,), names)
     blank = [""] * len(names)
     return names, [fields or blank for fields in table]
 
 # %% ../nbs/01a_catalogue.ipynb #c047
-def json_texts(
-    stream, # Binary stream of JSON lines
-    name: str, # The file's name, for messages
-    column: str, # Must be among the fields
-) -> tuple: # Field names, and a list of texts for each row
-    "JSON lines as texts; a field that is missing or `null` is empty."
-    names, rows, tally = {}, [], Strict()
+def _json_texts(stream, name, column):
+    "Field names and rows of JSON lines; a field that is missing or `null` is empty."
+    names, rows, tally = {}, [], _Strict()
     for block in line_blocks(stream):
         for row in _line_by_line(block, _object_texts, name, 1, tally):
             names |= row or {}
@@ -488,14 +467,10 @@ def _object_texts(line, decode=msgspec.json.Decoder(dict[str, msgspec.Raw]).deco
     return found
 
 # %% ../nbs/01a_catalogue.ipynb #c050
-def parquet_texts(
-    stream, # Binary stream that can seek
-    name: str, # The file's name, for messages
-    column: str, # Must be among the columns
-) -> tuple: # Column names, and a tuple of texts for each row
-    "A Parquet file as texts; a cell that is `null` is empty."
+def _parquet_texts(stream, name, column):
+    "Column names and rows of a Parquet file; a cell that is `null` is empty."
     rows = []
-    with open_parquet(stream, name, (column,)) as table:
+    with _open_parquet(stream, name, (column,)) as table:
         for batch in table.iter_batches(4096):
             cells = (["" if cell is None else str(cell) for cell in column.to_pylist()] for column in batch.columns)
             rows += zip(*cells)
@@ -519,12 +494,12 @@ def read_catalogue(
     with open_catalogue(files[0]) as (name, stream, _):
         kind, stream = _format(name, stream, encoding)
         if kind == "csv":
-            names, rows = csv_texts(stream, name, title_column, encoding)
+            names, rows = _csv_texts(stream, name, title_column, encoding)
         else:
-            names, rows = (parquet_texts if kind == "parquet" else json_texts)(stream, name, title_column)
+            names, rows = (_parquet_texts if kind == "parquet" else _json_texts)(stream, name, title_column)
     if len(rows) * len(names) > MAX_CELLS:
-        raise UserError(f"{files[0]}: {len(rows):,} rows of {len(names):,} columns; at most {MAX_CELLS:,} cells are read. "
-                        "Split the file, or leave columns out")
+        raise UserError(f"{files[0]}: {len(rows):,} rows of {len(names):,} columns; at most {MAX_CELLS:,} cells are "
+                        "read. Split the file, or leave columns out")
     return pd.DataFrame(rows, columns=names, dtype=str)
 
 # %% ../nbs/01a_catalogue.ipynb #d186

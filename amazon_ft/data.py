@@ -93,9 +93,10 @@ def _character(match):
 
 # %% ../nbs/01_prepare_dataset.ipynb #d082
 COMMENT = re.compile(r"<!--.*?-->", re.S)
-BLOCK = re.compile(r"</?(?:p|br|div|li|ul|ol|dl|dt|dd|tr|td|th|table|tbody|h[1-6]|hr|blockquote|center|pre)\b[^<>]*+>", re.I)
-INLINE = re.compile(r"</?(?:b|i|u|s|em|strong|span|a|font|img|small|big|sub|sup|strike|del|ins|mark|abbr|acronym|tt|cite|q|"
-                    r"code|kbd|samp|var|dfn|bdo|nobr|label)\b[^<>]*+>", re.I)
+BLOCK = re.compile(r"</?(?:p|br|div|li|ul|ol|dl|dt|dd|tr|td|th|table|tbody|h[1-6]|hr|blockquote|center|pre)\b"
+                   r"[^<>]*+>", re.I)
+INLINE = re.compile(r"</?(?:b|i|u|s|em|strong|span|a|font|img|small|big|sub|sup|strike|del|ins|mark|abbr|acronym|tt|"
+                    r"cite|q|code|kbd|samp|var|dfn|bdo|nobr|label)\b[^<>]*+>", re.I)
 
 # %% ../nbs/01_prepare_dataset.ipynb #d083
 def drop_tags(
