@@ -122,12 +122,12 @@ def mutated(seed: int, n: int, folder: Path) -> list:
         name, content = rng.choice(list(found.items()))
         inside = rng.random() < .7
         content = mutate(rng, content) if inside else content
-        name, packing = packed(rng, name, content)
-        file = folder / f"{i}_{name}"
+        plain, packing = packed(rng, name, content)
+        file = folder / f"{i}_{plain}"
         file.write_bytes(packing if inside else mutate(rng, packing))
         try:
             with within(INPUT_S):
-                said = _read(file, read_sample, UserError, own_lines(name, content) if packing is content and inside else None)
+                said = _read(file, name, read_sample, UserError, own_lines(name, content) if packing is content and inside else None)
                 try:
                     read_catalogue(str(file))
                 except UserError:
@@ -143,12 +143,12 @@ def mutated(seed: int, n: int, folder: Path) -> list:
     return complaints
 
 
-def _read(file, read_sample, user_error, lines):
+def _read(file, inner, read_sample, user_error, lines):
     "A complaint, or None."
     try:
         sampler, tally = read_sample([file], 100, 42, ("title", "content"), "utf-8")
     except user_error as error:
-        return None if file.name in str(error) else f"the message does not name the file: {error}"
+        return None if inner in str(error) else f"the message does not name the file: {error}"
     counted = len(sampler.priorities) + tally.skipped.total() + tally.bad.total()
     if tally.lines != counted:
         return f"{tally.lines} lines read, {counted} accounted for"
@@ -161,16 +161,13 @@ def bounded(name: str, folder: Path) -> list:
     "An adversarial text through cleaning and scoring, in bounded time and memory."
     import resource
     from amazon_ft.data import clean, shingles
-    import importlib
-    def api(function):
-        for module in ("measures", "truth", "evaluate"):
-            if hasattr(m := importlib.import_module(f"amazon_ft.{module}"), function):
-                return getattr(m, function)
+    from amazon_ft.measures import form, score
+    from amazon_ft.truth import unsupported
     text, other = ADVERSARIAL[name], ADVERSARIAL[name][::-1]
     rest = " ".join(["A good board."] * 3)
-    uses = dict(clean=lambda: clean(text), shingles=lambda: shingles(text), score=lambda: api("score")([text], [other]),
-                itself=lambda: api("score")([text], [text]), form=lambda: api("form")([text], [rest]),
-                unsupported=lambda: api("unsupported")(text, rest, rest), supported=lambda: api("unsupported")(rest, text, rest))
+    uses = dict(clean=lambda: clean(text), shingles=lambda: shingles(text), score=lambda: score([text], [other]),
+                itself=lambda: score([text], [text]), form=lambda: form([text], [rest]),
+                unsupported=lambda: unsupported(text, rest, rest), supported=lambda: unsupported(rest, text, rest))
     complaints = []
     for use, call in uses.items():
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
