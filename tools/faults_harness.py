@@ -27,7 +27,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink",
           "shutil.rmtree", "sqlite3.connect"}  # what CPython announces before it changes a file system
 PROGRESS = re.compile(r"\d+%\||\?it/s|^\s*$")
-VOLATILE = {"created", "tokens_per_s", "mtime_ns"}  # in manifests: what differs between two equal runs
+VOLATILE = {"created", "seal", "tokens_per_s", "mtime_ns"}  # in manifests: what differs between two equal runs
 LEFTOVER = re.compile(r"\.(partial|old|parts|removed)\b")
 PIPE = 1 << 20
 LIMIT_S = 120

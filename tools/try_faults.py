@@ -1,6 +1,6 @@
 """Disturb every stage in every way that issue 12 names, and hold the project to its word.
 
-Usage: python tools/try_faults.py [--only KIND] [--keep FOLDER]
+Usage: python tools/try_faults.py [--only PATTERN] [--keep FOLDER]
 The same result as undisturbed, or one sentence that names the file and the remedy; exit codes 0, 2 and 130; no
 traceback; nothing silent. A small configuration of the real stages (base `tiny`, some 60 products, 4 steps) runs as the
 console scripts do. Kinds of checks: kill, damage, full, ctrl-c, arguments, places, locks, inputs, texts, tokens, page.
@@ -295,7 +295,7 @@ def disturbed(kept: dict, shots: list) -> list:  # Triples of kind, name and fun
     for name, start in order.items():
         if name not in kept:
             continue
-        n = sum(command == STAGES[name] and len(pictures) for command, _, pictures in shots)
+        n = next(int(pictures[-1].name[:3]) for command, _, pictures in shots if command == STAGES[name])
         cases += [("full", f"{name}, files up to {limit} bytes",
                    partial(full, kept, wanted, start, name, limit)) for limit in (0, 3000, 200_000)]
         for kind, error in (("full", errno.ENOSPC), ("full", errno.EACCES), ("ctrl-c", signal.SIGINT)):
@@ -318,7 +318,7 @@ def disturbed(kept: dict, shots: list) -> list:  # Triples of kind, name and fun
 def main() -> int:
     "Rehearse, disturb, count."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="a kind of checks, or a regular expression for their names")
+    parser.add_argument("--only", help="a regular expression for `KIND: NAME` of the checks to make")
     parser.add_argument("--keep", type=Path, help="folder for rehearsal and results (default: a temporary one, removed)")
     args = parser.parse_args()
     work = args.keep or Path(mkdtemp(prefix="faults_"))
@@ -329,7 +329,7 @@ def main() -> int:
     print(f"rehearsed after {time.perf_counter() - start:.0f} s: "
           f"{sum(len(p) for _, _, p in shots)} states between writes", flush=True)
     cases = [(kind, name, case) for kind, name, case in disturbed(kept, shots)
-             if not args.only or args.only == kind or re.search(args.only, name)]
+             if not args.only or re.search(args.only, f"{kind}: {name}")]
     found = in_parallel([(f"{kind}: {name}", case) for kind, name, case in cases], work)
     found |= dict(faults)
     wrong = {name: complaints for name, complaints in found.items() if complaints}
