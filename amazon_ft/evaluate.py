@@ -172,7 +172,7 @@ def measure(
     texts = list(table["prediction"])
     formed = form(texts, list(table["reference"])).set_index(table.index)
     return table.join(scores).join(formed).join(truth(table)).assign(
-        memorised=memorised([without_prefix(text)[:SCORED_CHARS] for text in texts], training))
+        memorised=memorised(list(map(without_prefix, texts)), training))
 
 # %% ../nbs/03_merge_and_eval.ipynb #e371fdec
 EVENTS = ("prefixed", "stopped") # 0 or 1 for each title

@@ -9,7 +9,6 @@ __all__ = ['ROUGES', 'SCORES', 'SCORED_CHARS', 'LIKELIHOOD_TOKENS', 'lcs_length'
 
 # %% ../nbs/03a_measures.ipynb #measures-imports
 import re
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from functools import lru_cache
 from math import ceil
@@ -261,13 +260,19 @@ def ngrams(
 def longest_repeat(
     text: str, # Any text
 ) -> int: # In words; 0 if no word occurs twice, 256 for that many and more
-    "Length of the longest run of words that occurs at least twice, found by doubling and bisection."
-    words = text.lower().split()
-    unique = lambda n: len(set(ngrams(words, n))) == len(words) - n + 1
-    longest, enough = min(len(words), 256), 1
-    while enough < longest and not unique(enough):
-        enough *= 2
-    return bisect_left(range(1, min(enough, longest) + 1), True, key=unique)
+    "Length of the longest run of words that occurs at least twice, found by doubling."
+    number = lambda keys, seen: [seen.setdefault(key, len(seen)) for key in keys]
+    repeats = lambda runs: len(set(runs)) < len(runs)
+    runs, doubled = number(text.lower().split(), {}), [] # equal runs of 1, 2, 4... words have equal numbers
+    while repeats(runs) and 2 ** len(doubled) <= 256:
+        doubled.append(runs)
+        runs = number(zip(runs, runs[2 ** (len(doubled) - 1):]), {})
+    length, found = 0, []
+    for k in reversed(range(len(doubled))):
+        longer = number(zip(found, doubled[k][length:]), {}) if length else doubled[k]
+        if repeats(longer):
+            length, found = length + 2**k, longer
+    return min(length, 256)
 
 # %% ../nbs/03a_measures.ipynb #76370c72
 def form(
@@ -279,7 +284,7 @@ def form(
     found = []
     for prediction, reference in zip(predictions, references):
         text = without_prefix(prediction)
-        pairs = ngrams(text.lower().split(), 2)
+        pairs = ngrams(text[:SCORED_CHARS].lower().split(), 2)
         found.append(dict(length_ratio=len(text.split()) / len(reference.split()),
                           longest_repeat=longest_repeat(text[:SCORED_CHARS]),
                           distinct2=len(set(pairs)) / len(pairs) if pairs else float("nan")))
@@ -291,7 +296,7 @@ def memorised(
     training: list, # Descriptions of the training split
 ) -> list: # Shares of 0 to 1; NaN for a text of fewer words
     "For each text, the share of its runs of eight words that occur verbatim in `training`."
-    runs_of = lambda text: ngrams(re.findall(r"\w+", text.lower()), 8)
+    runs_of = lambda text: ngrams(re.findall(r"\w+", text[:SCORED_CHARS].lower()), 8)
     runs = list(map(runs_of, texts))
     wanted = set().union(*runs)
     known = {run for text in training for run in runs_of(text) if run in wanted}
