@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from .core import *
-from .catalogue import read_catalogue
+from .catalogue import find_files, read_catalogue
 from .truth import unsupported
 
 # %% ../nbs/04_demo_inference.ipynb #4a4d8ca2
@@ -35,11 +35,13 @@ def describe(
     predictions = generate(loaded, tokenizer, [chat(title, question) for title in titles], max_new_tokens)
     return [without_prefix(prediction.text) for prediction in predictions]
 
+# %% ../nbs/04_demo_inference.ipynb #b0f58818
 @lru_cache(maxsize=2)
 def _load(model, written):
     "A model for inference and its tokenizer, kept for the next question as long as its folder is the same."
     return load_model(model, inference_precision()), load_tokenizer(model)
 
+# %% ../nbs/04_demo_inference.ipynb #1367786d
 def _written(model):
     "The time at which a model's folder was written, in nanoseconds; `None` for a model on the hub."
     config = Path(locate(model)) / "config.json"
@@ -77,7 +79,10 @@ def write_catalogue(
     out = Path(out)
     _check_format(table, out)
     partial = out.with_name(f".{out.name}.partial")
-    partial.write_bytes(WRITERS[out.suffix](table))
+    with open(partial, "wb") as file:
+        file.write(WRITERS[out.suffix](table))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, out)
 
 # %% ../nbs/04_demo_inference.ipynb #39377e5e
@@ -88,17 +93,20 @@ def _check_format(table, out):
     if out.suffix != ".csv" and not table.columns.is_unique:
         raise UserError(f"--out {out}: two columns have the same name, which only a .csv file can hold")
 
+# %% ../nbs/04_demo_inference.ipynb #6708b1f7
 def _csv(table):
     "A table as CSV; all cells are quoted where one holds a carriage return, which would end its row otherwise."
     returns = any("\r" in cell for row in [table.columns, *table.values] for cell in row)
     return table.to_csv(index=False, quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL).encode()
 
+# %% ../nbs/04_demo_inference.ipynb #6e7bef61
 def _parquet(table):
     "A table as Parquet."
     file = BytesIO()
     table.to_parquet(file, index=False)
     return file.getvalue()
 
+# %% ../nbs/04_demo_inference.ipynb #83c5603d
 WRITERS = {".csv": _csv, ".parquet": _parquet,
            ".jsonl": lambda table: table.to_json(orient="records", lines=True, force_ascii=False).encode()}
 
@@ -112,6 +120,7 @@ def without_formulas(
 # %% ../nbs/04_demo_inference.ipynb #785c44e4
 PART_ROWS = 256
 
+# %% ../nbs/04_demo_inference.ipynb #f8f647cc
 def _claim_parts(folder, plan):
     "The folder of finished parts, emptied unless it belongs to this very plan."
     file = folder / "plan.json"
@@ -121,11 +130,13 @@ def _claim_parts(folder, plan):
         _keep(file, plan)
     return folder
 
+# %% ../nbs/04_demo_inference.ipynb #6c0b5d6e
 def _keep(file, content):
     "Store JSON with its digest."
     text = json.dumps(content)
     atomic_write(file, json.dumps({"content": text, "digest": sha256(text.encode()).hexdigest()}))
 
+# %% ../nbs/04_demo_inference.ipynb #05333bed
 def _kept(file):
     "The content that `_keep` stored; `None` if the file is damaged."
     try:
@@ -135,6 +146,7 @@ def _kept(file):
     text = str(found.get("content"))
     return json.loads(text) if sha256(text.encode()).hexdigest() == found.get("digest") else None
 
+# %% ../nbs/04_demo_inference.ipynb #ccf0e2be
 def _describe_part(model, titles, question, max_new_tokens):
     "A description for each title; equal titles are asked once, empty ones not at all."
     distinct = [title for title in dict.fromkeys(titles) if title]
@@ -160,6 +172,7 @@ def _describe_in_parts(parts, model, titles, question, max_new_tokens):
 # %% ../nbs/04_demo_inference.ipynb #f615b4a7
 DESCRIPTION = "generated_description"
 
+# %% ../nbs/04_demo_inference.ipynb #0d8cc7a6
 def generate_catalogue(
     source: str = "catalogue.csv", # A file with a column of titles: CSV, JSON lines or Parquet, also as .gz or .zip
     out: str = "described.csv", # File to write, the same rows and the new column: .csv, .jsonl or .parquet
@@ -176,13 +189,16 @@ def generate_catalogue(
     "Write a description for every product of a catalogue; rows without a title get an empty one."
     check_arguments(max_new_tokens=max_new_tokens)
     table, out = read_catalogue(source, title_column, encoding), Path(out)
-    _check_output(table, source, out, column)
+    file, = find_files(str(source))
+    _check_output(table, file, out, column)
     model = model or model_pair(base, root)["tuned"][0]
     titles = list(table[title_column].str.strip())
-    plan = dict(model=identity(model), source=digest(source), title_column=title_column, question=question,
+    plan = dict(model=identity(model), source=digest(file), title_column=title_column, question=question,
                 encoding=encoding, max_new_tokens=max_new_tokens, format=prompt_format())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(out.with_name(f".{out.name}.lock"), f"writing {out}"):
+    lock = out.with_name(f".{out.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch() # which says so if the place is read-only
+    with file_lock(lock, f"writing {out}"):
         parts = _claim_parts(out.with_name(f".{out.name}.parts"), plan)
         described = _describe_in_parts(parts, model, titles, question, max_new_tokens)
         table.insert(len(table.columns), column, described)
@@ -190,17 +206,18 @@ def generate_catalogue(
         shutil.rmtree(parts)
     print(f"generate: wrote {out}, {sum(map(bool, described))} of {len(described)} rows described")
 
-# %% ../nbs/04_demo_inference.ipynb #0d8cc7a6
+# %% ../nbs/04_demo_inference.ipynb #92766de9
 def _check_output(table, source, out, column):
     "Raise `UserError` where a described catalogue would overwrite something, or could not be written at the end."
     if column in table:
         raise UserError(f"{source} has a column {column!r} already; name the new one with --column")
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it")
+    if out.exists() and not out.is_file():
+        raise UserError(f"--out {out} is a folder or a device; name a file")
     if out.exists() and out.samefile(source):
         raise UserError(f"--out {out} is the source itself; name another file")
     _check_format(table, out)
 
+# %% ../nbs/04_demo_inference.ipynb #c474481b
 amazon_ft_generate = command(generate_catalogue)
 
 # %% ../nbs/04_demo_inference.ipynb #6db34181
@@ -210,6 +227,7 @@ class Answer(NamedTuple):
     n_tokens: int # Tokens written
     seconds: float # Since the question
 
+# %% ../nbs/04_demo_inference.ipynb #d3b59211
 def stream(
     model: str, # A model folder, a hub id, or `tiny`
     title: str, # A product's title

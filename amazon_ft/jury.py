@@ -46,6 +46,7 @@ def open_votes(
             raise
         raise Damaged(f"{file} is damaged ({error}); restore it from a copy, or move it away and vote anew") from error
 
+# %% ../nbs/04a_jury.ipynb #df247849
 def _votes_file(examples):
     "The file of votes on a file of examples."
     return examples.with_name(examples.name.replace("examples_", "votes_", 1)).with_suffix(".sqlite")
@@ -74,6 +75,7 @@ def rater_name(
         raise UserError("Type your name first.")
     return name
 
+# %% ../nbs/04a_jury.ipynb #208651d9
 def vote(
     examples: Path, # From newest_examples
     rater: str, # The rater's name; voting again on a pair replaces the vote
@@ -82,8 +84,10 @@ def vote(
 ):
     "Store one vote."
     with open_votes(examples) as votes:
-        votes.execute("REPLACE INTO votes (rater, pair, preferred) VALUES (?, ?, ?)", (rater_name(rater), pair, preferred))
+        row = rater_name(rater), pair, preferred
+        votes.execute("REPLACE INTO votes (rater, pair, preferred) VALUES (?, ?, ?)", row)
 
+# %% ../nbs/04a_jury.ipynb #7162ba58
 def unrated(
     examples: Path, # From newest_examples
     rater: str, # The rater's name
@@ -109,6 +113,7 @@ def win_rate(
     each = Counter(rater for rater, _ in cast)
     return _counted(cast) | dict(repeat=_counted([(rater, preferred) for rater, preferred in cast if each[rater] > 1]))
 
+# %% ../nbs/04a_jury.ipynb #abcadb66
 def _counted(cast):
     "Votes counted: a pair of rater and preferred system each."
     from scipy.stats import binomtest
@@ -134,12 +139,14 @@ def preference(
         sentences.append(f"Without the raters of a single vote: {_tally(repeat)}. Names are not verified.")
     return " ".join(sentences)
 
+# %% ../nbs/04a_jury.ipynb #ac145d20
 def _tally(found):
     "Wins, losses and ties, and what they rest on."
     plural = lambda n, word: f"{n} {word}{'s' * (n != 1)}"
     share = "; of those decided, {rate:.0%} [{low:.0%}, {high:.0%}]".format(**found) if "rate" in found else ""
+    basis = f"{plural(found['votes'], 'vote')} by {plural(found['raters'], 'rater')}"
     return (f"{plural(found['wins'], 'vote')} to the tuned model and {found['losses']} to the base, with "
-            f"{plural(found['ties'], 'tie')}{share} ({plural(found['votes'], 'vote')} by {plural(found['raters'], 'rater')})")
+            f"{plural(found['ties'], 'tie')}{share} ({basis})")
 
 # %% ../nbs/04a_jury.ipynb #1068a995
 def _next_pair(base, root, rater):
@@ -153,6 +160,7 @@ def _next_pair(base, root, rater):
     texts = [pairs[pair][name] or "(nothing)" for name in shown]
     return (str(examples), rater, pair, shown), pairs[pair]["title"], *texts, status
 
+# %% ../nbs/04a_jury.ipynb #115105a8
 def _cast(base, root, now, side):
     "Store a vote on the pair shown, then the next pair."
     if not now:
@@ -161,7 +169,7 @@ def _cast(base, root, now, side):
     vote(Path(examples), rater, pair, "tie" if side is None else shown[side])
     return _next_pair(base, root, rater)
 
-# %% ../nbs/04a_jury.ipynb #115105a8
+# %% ../nbs/04a_jury.ipynb #60307eb4
 def rating_tab(
     base: str, # The base model (see choose_base)
     root: str, # The workspace (see workspace)
@@ -180,7 +188,8 @@ def rating_tab(
     shown = [now, title, *texts, status]
     gr.on([start.click, rater.submit], lambda rater: _next_pair(base, root, rater), rater, shown, api_name="rate")
     with gr.Row():
-        for label, name, side in (("A is better", "vote_a", 0), ("Tie", "vote_tie", None), ("B is better", "vote_b", 1)):
+        choices = ("A is better", "vote_a", 0), ("Tie", "vote_tie", None), ("B is better", "vote_b", 1)
+        for label, name, side in choices:
             choose = lambda now, side=side: _cast(base, root, now, side)
             gr.Button(label, min_width=90, elem_id=name).click(choose, now, shown, api_name=name)
     with gr.Accordion("Result: look when you are done", open=False):

@@ -31,6 +31,7 @@ QUESTION_CHARS = 500
 QUESTIONS = [QUESTION, "What is it made of?", "Who is this product for?", "What is it used for?",
              "Describe this product in one sentence."]
 
+# %% ../nbs/04b_page.ipynb #a015aa48
 def checked(
     text: str, # As typed
     what: str = "title", # Its name, for the message
@@ -47,12 +48,14 @@ def checked(
 COLOURS = dict(measure="orange", code="red", year="purple", material="green", colour="blue", name="yellow")
 COPY = "(pieces) => navigator.clipboard.writeText((pieces || []).map(p => p.token ?? p[0]).join(''))"
 
+# %% ../nbs/04b_page.ipynb #dfdd7642
 def _question_box(elem_id):
     "A choice of questions that also takes one of the visitor's own."
     import gradio as gr
     return gr.Dropdown(QUESTIONS, value=QUESTION, allow_custom_value=True, label="Question",
                        info="Choose one or type your own", elem_id=elem_id)
 
+# %% ../nbs/04b_page.ipynb #edfbb390
 def _answers(models, title, question, temperature, top_p, max_new_tokens, seed):
     "The contents of both columns each time that a word is added."
     title, question = checked(title), checked(question, "question", QUESTION_CHARS)
@@ -87,6 +90,7 @@ def _controls():
                 gr.Slider(16, 512, 256, step=16, label="Longest answer, in tokens"),
                 gr.Number(42, label="Seed", precision=0, minimum=0, maximum=2**31)]
 
+# %% ../nbs/04b_page.ipynb #243dad18
 def _columns(models):
     "Two columns, each a text with its speed and origin; the elements that take the answers."
     import gradio as gr
@@ -103,6 +107,7 @@ def _columns(models):
                 answers += [text, speed]
     return answers
 
+# %% ../nbs/04b_page.ipynb #b7fffde6
 def _compare_tab(models, training, examples):
     "Title and question to two descriptions side by side, and the nearest products of training."
     import gradio as gr
@@ -127,6 +132,7 @@ def _compare_tab(models, training, examples):
 # %% ../nbs/04b_page.ipynb #bd25e960
 CSV_ROWS = 1_000
 
+# %% ../nbs/04b_page.ipynb #c23c028a
 def check_upload(
     source: Path, # A file from the browser
 ):
@@ -138,7 +144,9 @@ def check_upload(
     if packed or ending not in (".csv", ".tsv") or len(content.splitlines()) > 20 * CSV_ROWS:
         _too_much()
 
+# %% ../nbs/04b_page.ipynb #d2250f9f
 def _too_much():
+    "Raise the error for a file that the page leaves to the command."
     raise UserError(f"This page takes a plain CSV file of up to {CSV_ROWS:,} rows with titles of up to "
                     f"{TITLE_CHARS:,} characters; amazon_ft_generate takes larger and packed ones.")
 
@@ -155,6 +163,7 @@ def _catalogue(model, source, title_column, encoding, question):
         generate_catalogue(source, out, model=model, title_column=title_column, question=question, encoding=encoding)
         yield str(out)
 
+# %% ../nbs/04b_page.ipynb #aaa64de6
 def _catalogue_tab(model):
     "A CSV file of titles to the same rows with descriptions."
     import gradio as gr
@@ -195,6 +204,7 @@ def _answering(blocks):
     blocks.process_api, blocks.preprocess_data = process_api, preprocess_data
     return blocks
 
+# %% ../nbs/04b_page.ipynb #2d9fd987
 def _without_folders(text):
     "A message without the folders that Gradio keeps uploads in."
     import gradio as gr
@@ -203,6 +213,7 @@ def _without_folders(text):
 # %% ../nbs/04b_page.ipynb #76e9ec2d
 VISITOR_JOBS = dict(questions=12, catalogues=2)
 
+# %% ../nbs/04b_page.ipynb #2e140525
 def _fair(blocks):
     "`blocks` with a bound on the jobs of one visitor."
     queue = blocks._queue
@@ -223,6 +234,7 @@ LOGIN_WAIT = 30
 UPLOAD_BYTES = 1_000_000
 STORED_BYTES = 100 * UPLOAD_BYTES
 
+# %% ../nbs/04b_page.ipynb #756db4c7
 class _Doorkeeper:
     "ASGI middleware between the web and Gradio."
     def __init__(self, app, blocks):
@@ -234,7 +246,7 @@ class _Doorkeeper:
         path, answer = scope.get("path", "").rstrip("/"), self.app
         if path == "/login" and scope["method"] == "POST":
             answer = self._login
-        elif path.endswith("/upload") and (problem := self._too_large(scope)):
+        elif path.endswith("/upload") and (problem := _too_large(self.blocks, scope)):
             answer = PlainTextResponse(problem, 413)
         try:
             await answer(scope, receive, send)
@@ -256,15 +268,17 @@ class _Doorkeeper:
         async with self.turn[visitor]:
             await self.app(scope, receive, slowed)
 
-    def _too_large(self, scope):
-        "What is wrong with the size of an upload; nothing if it is welcome."
-        size = int(dict(scope["headers"]).get(b"content-length", -1))
-        if not 0 <= size <= 1.1 * UPLOAD_BYTES:
-            return f"Uploads say how long they are, and hold up to {UPLOAD_BYTES:,} bytes."
-        stored = sum(os.path.getsize(file) for file in self.blocks.upload_file_set if os.path.exists(file))
-        if stored + size > STORED_BYTES:
-            return "There is no more room for uploads; try again in an hour, or use amazon_ft_generate."
+# %% ../nbs/04b_page.ipynb #d76a91aa
+def _too_large(blocks, scope):
+    "The reason why an upload is not accepted, or `None`."
+    size = int(dict(scope["headers"]).get(b"content-length", -1))
+    if not 0 <= size <= 1.1 * UPLOAD_BYTES:
+        return f"Uploads say how long they are, and hold up to {UPLOAD_BYTES:,} bytes."
+    stored = sum(os.path.getsize(file) for file in blocks.upload_file_set if os.path.exists(file))
+    if stored + size > STORED_BYTES:
+        return "There is no more room for uploads; try again in an hour, or use amazon_ft_generate."
 
+# %% ../nbs/04b_page.ipynb #ef178e31
 async def _malformed(request, error):
     "The answer to a request that Gradio stumbles over."
     from starlette.responses import JSONResponse
@@ -327,6 +341,7 @@ def _door(share, password):
         raise UserError(f"{reason} opens the page to others; set AMAZON_FT_PASSWORD, or add --ask_password")
     return password
 
+# %% ../nbs/04b_page.ipynb #1483496d
 def _is_loopback(address):
     "Whether only this machine reaches an address."
     try:
@@ -334,6 +349,7 @@ def _is_loopback(address):
     except ValueError: # a name
         return address == "localhost"
 
+# %% ../nbs/04b_page.ipynb #b3bbe529
 def serve(
     base: str = None, # The base model (default: the one that the workspace was trained with, else TinyLlama)
     root: str = None, # The workspace (see workspace)

@@ -47,4 +47,5 @@ def show_examples(
         for name in ("reference", "base", "tuned"):
             print(fill(f"  {name:10} {getattr(example, name)}", width=100, subsequent_indent=" " * 13))
 
+# %% ../nbs/06_your_catalogue.ipynb #be3ceb6e
 amazon_ft_quickstart = command(quickstart)

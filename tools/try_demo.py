@@ -121,16 +121,21 @@ def catalogue(
     page: Page,
     folder: Path,  # Where files may be written
 ):
-    "A CSV file goes in, the same rows come out with descriptions; one that is no CSV gets an answer."
+    "A CSV file goes in, the same rows come out with descriptions; one without titles gets an answer."
     rows = [dict(sku=f"00{i}", title=f"Norvelle Bamboo Cutting Board, {i} inch") for i in range(60)]
     with open(folder / "titles.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["sku", "title"])
         writer.writeheader()
         writer.writerows(rows)
+    (folder / "untitled.csv").write_text("sku,name\n001,Kettle\n", encoding="utf-8")
     page.get_by_role("tab", name="Catalogue").click()
-    page.set_input_files("#source input[type=file]", folder / "titles.csv")
-    expect(page.locator("#source")).to_contain_text("titles")
-    page.click("#all")
+    for name in ("untitled", "titles"):
+        page.set_input_files("#source input[type=file]", folder / f"{name}.csv")
+        expect(page.locator("#source")).to_contain_text(name)
+        page.click("#all")
+        if name == "untitled":
+            expect(page.get_by_text("no column 'title'").first).to_be_visible()
+            page.get_by_label("Remove this file").or_(page.get_by_label("Clear")).first.click()
     expect(page.locator(".progress-bar, .progress-level, .meta-text-center").first).to_be_attached()
     link = page.locator("#described a[download]").first
     expect(link).to_be_visible(timeout=60_000)
