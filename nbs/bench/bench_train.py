@@ -10,8 +10,8 @@ trn.json's products: prompts of 68 tokens on average, descriptions of 123 in the
 percentile, cut at 512. The learning rate is constant, so that the loss of the first ten steps can be compared whatever
 the number of steps. SITE is a folder of packages that goes before the installed ones: Unsloth wants older ones.
 `--cold` times the whole command amazon_ft_train, 600 steps without validation, on made-up products of those lengths.
-`--out` adds to what the file holds. Peers wait for their host more than we do, and hosts differ: of a peer's runs the
-fastest stays, of ours the latest.
+`--out` adds to what the file holds. The alternatives wait for their host more than we do, and hosts differ: of their
+runs the fastest stays, of ours the latest.
 """
 import json
 import os
@@ -130,7 +130,7 @@ def kinds(profiler, steps):
     return found
 
 
-def peer(way, model, steps, settings):
+def alternative(way, model, steps, settings):
     "A trainer of TRL's, patched by Unsloth if that is the way."
     unsloth = way.startswith("unsloth")
     if unsloth:
@@ -208,7 +208,7 @@ def measure(way, model):
                     warmup_steps=0, logging_steps=25, report_to="none", disable_tqdm=True, seed=0,
                     train_sampling_strategy="sequential")
     began = time.perf_counter()
-    trainer = (ours if way.startswith("ours") else peer)(way, model, total, settings)
+    trainer = (ours if way.startswith("ours") else alternative)(way, model, total, settings)
     counts, collator = [], trainer.data_collator
     def counted(examples):
         counts.append(sum(len(example["input_ids"]) for example in examples))
@@ -245,7 +245,7 @@ def _versions(way):
 
 
 def cold(model, root, out):
-    "Prepare made-up products of trn.json's lengths, then time the training command as a process of its own."
+    "Prepare invented products of trn.json's lengths, then time the training command as a process of its own."
     import random
     from transformers import AutoTokenizer
     from amazon_ft.data import prepare
