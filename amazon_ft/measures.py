@@ -111,13 +111,11 @@ def score(
     import pandas as pd
     texts = [without_prefix(text)[:SCORED_CHARS] for text in predictions]
     targets = [text[:SCORED_CHARS] for text in references]
-    by_reference = sorted(range(len(targets)), key=targets.__getitem__) # so that each is counted once
-    pick = lambda values: [values[i] for i in by_reference]
-    table = pd.DataFrame(rouge_metric().compute(predictions=pick(texts), references=pick(targets)), by_reference)
-    table["chrf"] = list(map(chrf, pick(texts), pick(targets)))
-    whole = [text[:SCORED_CHARS] for text in predictions]
-    prefixed = rouge_metric().compute(predictions=pick(whole), references=pick(list(map(target_text, targets))))
-    return table.join(pd.DataFrame(prefixed, by_reference).add_suffix("_prefixed")).sort_index()
+    found, columns = {}, [*SCORES, *(f"{name}_prefixed" for name in ROUGES)]
+    for i in sorted(range(len(targets)), key=targets.__getitem__): # equal references in a row are counted once
+        prefixed = rouge(predictions[i][:SCORED_CHARS], target_text(targets[i]))
+        found[i] = [*rouge(texts[i], targets[i]), chrf(texts[i], targets[i]), *prefixed]
+    return pd.DataFrame([found[i] for i in range(len(targets))], columns=columns)
 
 # %% ../nbs/03a_measures.ipynb #1d1e0a17
 def mean_intervals(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIDELITY_ROWS', 'amazon_ft_merge', 'merged_model', 'fidelity', 'row_logits', 'trained_logits', 'signed',
-           'card_titles', 'merge']
+           'card_titles', 'save_model', 'merge']
 
 # %% ../nbs/03d_merge.ipynb #merge-imports
 import re
@@ -94,6 +94,18 @@ def card_titles(
     return int(found[1]) if found and found[2] == sha256(text.encode()).hexdigest() else None
 
 # %% ../nbs/03d_merge.ipynb #b8131211
+@known_noise()
+def save_model(
+    model, # From merged_model
+    tokenizer, # From load_tokenizer
+    folder: Path, # Of the merged model
+):
+    "Write model and tokenizer, with the evaluation's generation settings."
+    model.generation_config = generation_config(tokenizer, max_new_tokens=256)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+# %% ../nbs/03d_merge.ipynb #752e783e
 FIDELITY_ROWS = 8
 
 def merge(
@@ -113,10 +125,7 @@ def merge(
         rows, tokenizer = load_prepared(where.root)[0]["validation"][:FIDELITY_ROWS], load_tokenizer(base)
         before, effect = trained_logits(base, where.adapter, tokenizer, rows)
         with atomic_dir(where.merged) as folder:
-            model = merged_model(base, where.adapter)
-            model.generation_config = generation_config(tokenizer, max_new_tokens=256)
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save_model(merged_model(base, where.adapter), tokenizer, folder)
             agreement = fidelity(before, row_logits(load_model(str(folder), "fp32"), tokenizer, rows))
             if agreement["top1"] < 0.99:
                 raise RuntimeError(f"the merged model disagrees with the trained one: {agreement}")

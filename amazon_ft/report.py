@@ -93,6 +93,7 @@ def plot_evaluation(
     _plot_lengths(right, metrics, by)
     return figure
 
+# %% ../nbs/03c_report.ipynb #274285ee
 def _plot_means(axes, scored):
     "A dot for the mean of each system, and a line for its interval."
     for name, found in scored.items():
@@ -162,6 +163,7 @@ ROUGE and chrF count what two texts share and cannot judge truth. Specifics are 
 English words: names at the beginning of a sentence are missed, and words of headings are taken for names.
 """
 
+# %% ../nbs/03c_report.ipynb #b450dfaf
 def _examples(metrics, table):
     "The titles with the best, the median and the worst gain, and all that was written for them."
     by, lead = by_system(table), metrics.get("lead", "rougeL")
@@ -233,6 +235,7 @@ def _side_by_side(where, metrics, table):
     atomic_write(where.improved, improved.to_csv(index=False))
     return len(improved)
 
+# %% ../nbs/03c_report.ipynb #23100139
 def write_results(
     where: Paths, # From paths, with the number of evaluated titles
     metrics: dict, # From evaluate; `preference` is added
