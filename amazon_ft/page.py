@@ -41,7 +41,7 @@ def checked(
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"Type a {what} first.")
     if len(text) > limit:
-        raise UserError(f"The {what} has {len(text):,} characters; {limit:,} are the limit.")
+        raise UserError(f"The {what} has {len(text):,} characters; the limit is {limit:,}.")
     return text.strip()
 
 # %% ../nbs/04b_page.ipynb #40c58566
