@@ -4,27 +4,21 @@
 
 # %% auto #0
 __all__ = ['TASK', 'QUESTION', 'PREFIX', 'FORMAT_VERSION', 'BOUNDS', 'FULL', 'TINYLLAMA', 'QUICK_K', 'REMEMBERED', 'LARGE',
-           'MANIFEST', 'LIBRARIES', 'NOISE', 'LOG_NOISE', 'FILES', 'input_text', 'target_text', 'without_prefix',
-           'chat', 'chats', 'answered', 'prompt_format', 'UserError', 'Damaged', 'check_arguments', 'command',
-           'workspace', 'Paths', 'split_revision', 'short_name', 'paths', 'choose_base', 'asset', 'atomic_write',
-           'atomic_dir', 'file_lock', 'stage_lock', 'file_digest', 'digest', 'versions', 'write_manifest', 'read_json',
-           'read_manifest', 'find_manifest', 'load_prepared', 'hardware_precision', 'inference_precision',
-           'torch_dtype', 'hardware', 'known_noise', 'locate', 'on_hub', 'fetch', 'identity', 'pinned', 'trained_base',
-           'merged_of', 'recommended', 'load_tokenizer', 'render', 'token_ids', 'encode', 'nf4_config', 'load_model',
-           'keep_trainable_on_cpu', 'length_batches', 'batch_rows', 'cache_tokens', 'Prediction', 'generation_config',
-           'generate']
+           'MANIFEST', 'LIBRARIES', 'input_text', 'target_text', 'without_prefix', 'chat', 'chats', 'answered',
+           'prompt_format', 'UserError', 'Damaged', 'check_arguments', 'command', 'workspace', 'Paths',
+           'split_revision', 'short_name', 'paths', 'choose_base', 'asset', 'atomic_write', 'atomic_dir', 'settle',
+           'file_lock', 'stage_lock', 'file_digest', 'digest', 'versions', 'write_manifest', 'read_json',
+           'read_manifest', 'find_manifest', 'load_prepared']
 
 # %% ../nbs/00_core.ipynb #ba89763e
 import errno
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
 import sqlite3
 import sys
-import warnings
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import lru_cache, wraps
@@ -228,7 +222,8 @@ def choose_base(
     "`base`, else the one that this workspace was trained with, else TinyLlama."
     if base:
         return base
-    plans = sorted(workspace(root).glob("outputs/*_lora/plan.json"))
+    plans = [plan for plan in sorted(workspace(root).glob("outputs/*_lora/plan.json"))
+             if [*plan.parent.glob("checkpoint-*"), *plan.parent.glob("adapter")]]
     found = {read_json(plan, "run amazon_ft_train with its --base and --overwrite")["base"] for plan in plans}
     if len(found) > 1:
         raise UserError(f"{workspace(root)} was trained with {' and '.join(sorted(found))}; choose with --base")
@@ -277,7 +272,7 @@ def atomic_dir(
             shutil.rmtree(leftover)
     partial.mkdir(parents=True)
     yield partial
-    _settle(partial)
+    settle(partial)
     if dest.exists():
         os.replace(dest, old)
     os.replace(partial, dest)
@@ -285,7 +280,9 @@ def atomic_dir(
     if old.exists():
         shutil.rmtree(old)
 
-def _settle(folder):
+def settle(
+    folder, # A folder with finished files
+):
     "Give all files in a folder the modes that the user's mask asks for, and put them on the disk."
     mode = folder.stat().st_mode & 0o666
     for path in [*folder.rglob("*"), folder]:
@@ -301,6 +298,7 @@ def file_lock(
 ):
     "One process at a time; says so if it has to wait."
     from filelock import FileLock, Timeout
+    Path(file).touch() # fails at once where nothing can be written; FileLock would wait
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
@@ -454,428 +452,3 @@ def load_prepared(
         raise UserError(f"{folder} was prepared in another format or for another prompt than this version's; "
                         f"{remedy} again")
     return load_from_disk(folder), manifest
-
-# %% ../nbs/00_core.ipynb #a8b8a320
-def hardware_precision() -> str: # `bf16`, `fp16` or `fp32`
-    "The floating-point format to compute in on this machine."
-    import torch
-    if not torch.cuda.is_available():
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-
-# %% ../nbs/00_core.ipynb #1df4b20a
-def inference_precision() -> str: # `fp16` or `fp32`
-    "The floating-point format to generate in on this machine."
-    return "fp32" if hardware_precision() == "fp32" else "fp16"
-
-# %% ../nbs/00_core.ipynb #309bee34
-def torch_dtype(
-    name: str, # `bf16`, `fp16` or `fp32`
-):
-    "PyTorch's type of that name."
-    import torch
-    formats = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
-    if name not in formats:
-        raise UserError(f"precision {name!r}: choose one of {', '.join(formats)}")
-    return formats[name]
-
-# %% ../nbs/00_core.ipynb #3e6f7369
-def hardware() -> str: # For instance `NVIDIA H200` or `CPU, 2 threads`
-    "What a figure was measured on, for manifests."
-    import torch
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-
-# %% ../nbs/00_core.ipynb #3344e2d7
-NOISE = {
-    # TRL and PEFT still say gradient_checkpointing where transformers now says activation_checkpointing
-    r".*gradient_checkpointing. is deprecated": FutureWarning,
-    # bitsandbytes and PEFT script a function at import, on versions of Python where that still works
-    r".torch\.jit\.script.* is deprecated": DeprecationWarning,
-}
-
-LOG_NOISE = {
-    # an optional kernel on the hub, which is not installed
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-    # sorts checkpoints by number where file times are coarse, as it should
-    "transformers.trainer_utils": "mtime may not be reliable",
-    # says at each merge in which format weights come out of their four bits, whatever one asks for
-    "transformers.integrations.bitsandbytes": "The modules are dequantized in",
-}
-
-def _is_news(record):
-    "Lets all log records pass but those of `LOG_NOISE`."
-    return not record.getMessage().startswith(LOG_NOISE[record.name])
-
-for _name in LOG_NOISE:
-    logging.getLogger(_name).addFilter(_is_news)
-
-# %% ../nbs/00_core.ipynb #18fd0427
-@contextmanager
-def known_noise():
-    "Without warnings of `NOISE`, and without progress bars for the loading of weights."
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils import logging as hf_logging
-    loading, downloading = hf_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    hf_logging.disable_progress_bar() # switches off those of downloads as well
-    if downloading:
-        enable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            for message, category in NOISE.items():
-                warnings.filterwarnings("ignore", message, category)
-            yield
-    finally:
-        if loading:
-            hf_logging.enable_progress_bar()
-
-# %% ../nbs/00_core.ipynb #eb6889eb
-def locate(
-    base: str, # A hub id, a folder, or `tiny`
-) -> str: # A folder, or a hub id without its revision
-    "Where a base is found; raises `UserError` for a path that is no model folder."
-    if base == "tiny":
-        return str(asset("tiny"))
-    folder = Path(base).expanduser()
-    name, _ = split_revision(base)
-    looks_local = base.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists()
-    if looks_local and not (folder / "config.json").is_file():
-        raise UserError(f"{base}: no config.json there; give a model's folder, a hub id such as {TINYLLAMA}, or tiny")
-    return str(folder) if looks_local else name
-
-def on_hub(
-    base: str, # A hub id, a folder, or `tiny`
-) -> bool:
-    "Whether a base comes from the hub."
-    return not Path(locate(base)).is_dir()
-
-# %% ../nbs/00_core.ipynb #685abe03
-def fetch(
-    base: str, # A hub id, perhaps `id@revision`; a folder; or `tiny`
-) -> Path: # Folder of the model's files; of a hub model, named by the commit
-    "The files of a base, downloaded if need be; raises `UserError` if they cannot be had."
-    return _snapshot(*split_revision(base)) if on_hub(base) else Path(locate(base))
-
-FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-
-@lru_cache
-def _snapshot(name, revision):
-    "A hub model's folder, once a process: a commit in the middle of a run changes nothing."
-    from huggingface_hub import errors, snapshot_download
-    from huggingface_hub.utils import HFValidationError
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=["*/*"]))
-    except HFValidationError as error:
-        raise UserError(f"{name}: not a hub id ({error}); give one such as {TINYLLAMA}, a folder, or tiny") from error
-    except (OSError, RuntimeError, _http_error()) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise # a full disk, say
-        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
-        raise UserError(f"{name}: {_hub_trouble(name, revision, cause)}") from error
-
-def _http_error():
-    "What the hub's library raises when a connection breaks; it has changed its HTTP library before."
-    from huggingface_hub.errors import HfHubHTTPError
-    return HfHubHTTPError.__mro__[1]
-
-def _hub_trouble(name, revision, error):
-    "What is wrong, and what to do."
-    from huggingface_hub import constants, errors
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        return (f"its authors ask you to accept their terms first: open {constants.ENDPOINT}/{name}, agree, "
-                "and log in with `hf auth login`")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"the hub has no revision {revision or 'main'} of it, or no longer; choose another with --revision"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "the hub has no such model, or it is private; check the name, or log in with `hf auth login`"
-    if status:
-        return f"the hub answers with status {status}; try again later, or give a local folder"
-    if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
-        return "not on this machine yet, and downloads are off (HF_HUB_OFFLINE); switch them on, or give a local folder"
-    return (f"the download broke off or the hub cannot be reached ({str(error).splitlines()[0] or error!r}); check the "
-            "network and run the same command again, it goes on where it stopped")
-
-# %% ../nbs/00_core.ipynb #24227bba
-def identity(
-    base: str, # A hub id, a folder, or `tiny`
-) -> str: # A digest, or `hub id@commit`
-    "A name that no other base model has."
-    folder = fetch(base)
-    if on_hub(base):
-        return f"{locate(base)}@{folder.name}"
-    return digest(folder / "config.json", *folder.glob("*.safetensors"))
-
-def pinned(
-    base: str, # A hub id, a folder, or `tiny`
-) -> str: # `hub id@commit`, or `base`
-    "A base by a name that means the same files tomorrow."
-    return identity(base) if on_hub(base) else base
-
-# %% ../nbs/00_core.ipynb #856c3c34
-def trained_base(
-    plan: dict, # Of an adapter or a merged model: `base` and `base_identity`
-    base: str, # The base that the user named
-) -> str: # The base to load: pinned, if it is on the hub
-    "The base that `plan` was trained on; raises `UserError` if `base` is another one."
-    known, remedy = plan["base_identity"], "name the right base, or train again with --overwrite"
-    if on_hub(base) and split_revision(base) == (plan["base"], None):
-        return known
-    found = identity(base)
-    if found != known:
-        short = lambda name: name if "@" in name else name[:16]
-        raise UserError(f"this workspace was trained on {plan['base']} ({short(known)}), and {base} is another model "
-                        f"now ({short(found)}); {remedy}")
-    return pinned(base)
-
-def merged_of(
-    where: Paths, # From paths
-    base: str, # The base that the user named
-) -> tuple: # The merged model's manifest, and the base to load beside it
-    "Check that merged model, adapter and base belong together; raises `UserError` if not."
-    remedy = f"run amazon_ft_merge --base {base} --root {where.root}"
-    merged = read_manifest(where.merged, "merge", remedy)
-    if (where.adapter / MANIFEST).exists() and digest(*where.adapter.glob("adapter_*")) != merged["adapter"]:
-        raise UserError(f"{where.adapter} was trained again since {where.merged} was made from it; {remedy}")
-    return merged, trained_base(merged["plan"], base)
-
-# %% ../nbs/00_core.ipynb #31e7b02c
-def recommended(
-    base: str, # A hub id, a folder, or `tiny`
-) -> dict: # For instance `{"learning_rate": 0.005}`; empty if the base recommends nothing
-    "The training settings that a base's own `recipe.json` recommends."
-    file = fetch(base) / "recipe.json"
-    return read_json(file, "mend it, or remove it") if file.exists() else {}
-
-# %% ../nbs/00_core.ipynb #c9737204
-def _load(cls, base, **kwargs):
-    "`cls.from_pretrained` on a base's files, without remote code; anything wrong with them is a `UserError`."
-    folder = fetch(base)
-    _check_architecture(base, read_json(folder / "config.json", "fetch the model again"))
-    try:
-        return cls.from_pretrained(folder, trust_remote_code=False, **kwargs)
-    except Exception as error: # tokenizers, jinja and safetensors raise types of their own, and plain ones
-        if FULL.search(str(error)) or "out of memory" in str(error):
-            raise
-        said = (str(error).splitlines() or [repr(error)])[0]
-        raise UserError(f"{base}: its files cannot be loaded ({said}); fetch or copy the model again, or choose "
-                        "another") from error
-
-def _check_architecture(base, config):
-    "Raise `UserError` for a model that transformers has no code for."
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        own = "brings Python code of its own, which is never run here" if "auto_map" in config else "is unknown to it"
-        raise UserError(f"{base}: transformers {version('transformers')} has no architecture {kind!r}, and the model "
-                        f"{own}; choose another base, or a newer transformers")
-
-# %% ../nbs/00_core.ipynb #6e1d072e
-@known_noise()
-def load_tokenizer(
-    base: str, # A hub id, a folder, or `tiny`
-):
-    "The tokenizer of a base or merged model; raises `UserError` if its chat template cannot be used."
-    from transformers import AutoTokenizer
-    tokenizer = _load(AutoTokenizer, base)
-    if tokenizer.chat_template is None:
-        raise UserError(f"{base} has no chat template; choose a chat or instruct model")
-    tokenizer.eos_token = _end_of_turn(tokenizer, base)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-# %% ../nbs/00_core.ipynb #f68f040d
-def render(
-    tokenizer, # From load_tokenizer
-    turns: list, # A chat; if it is unanswered, the text ends where the answer begins
-) -> str:
-    "A chat as the model reads it, in its own template, with no control token but the template's."
-    plain = [turn | {"content": _without_controls(tokenizer, turn["content"])} for turn in turns]
-    return tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=turns[-1]["role"] == "user",
-                                         enable_thinking=False, date_string="26 Jul 2024")
-
-def _without_controls(tokenizer, text):
-    "`text` with a space inside of everything that the tokenizer, or a template, takes for a control token."
-    return _controls(tokenizer).sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-
-@lru_cache(maxsize=8)
-def _controls(tokenizer):
-    "A pattern of a tokenizer's added tokens, and of role marks such as `<|user|>` that are none."
-    added = {str(token).strip() for token in tokenizer.added_tokens_decoder.values()}
-    added = sorted((token for token in added if len(token) > 1), key=len, reverse=True)
-    return re.compile("|".join([*map(re.escape, added), r"<\|[^<>|\s]{1,40}\|>"]))
-
-# %% ../nbs/00_core.ipynb #6817f72f
-def token_ids(
-    tokenizer, # From load_tokenizer
-    chats: list, # Answered or not
-) -> list: # A list of token ids for each chat
-    "Chats in the model's tokens."
-    texts = [render(tokenizer, turns) for turns in chats]
-    return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
-
-# %% ../nbs/00_core.ipynb #f06d6300
-def _end_of_turn(tokenizer, base):
-    "The token that ends an answer in the tokenizer's chat template."
-    answer = "A sturdy board."
-    text = render(tokenizer, [*chat("Board"), {"role": "assistant", "content": answer}])
-    behind = text[text.rindex(answer) + len(answer):]
-    ids = tokenizer(behind, add_special_tokens=False).input_ids
-    found = [str(tokenizer.added_tokens_decoder[i]) for i in ids if i in tokenizer.added_tokens_decoder]
-    if not found:
-        raise UserError(f"{base}: its chat template ends an answer with {behind!r}, which is no control token, so the "
-                        "model could not learn to stop; choose another chat model")
-    return tokenizer.eos_token if tokenizer.eos_token in found else found[0]
-
-# %% ../nbs/00_core.ipynb #0fe72a51
-def encode(
-    rows, # Prepared rows: a `Dataset`, or a dict of lists, with `input_text` and `target_text`
-    tokenizer, # From load_tokenizer
-    max_length: int = None, # Longer rows are cut here, in tokens, and have no EOS then; None cuts none
-) -> dict: # `input_ids` and `labels`, a list for each row
-    "Tokenised rows, with labels on the completion and its EOS alone."
-    prompts, wholes = token_ids(tokenizer, chats(rows)), token_ids(tokenizer, answered(rows))
-    encoded = {"input_ids": [], "labels": []}
-    for prompt, whole in zip(prompts, wholes):
-        if whole[:len(prompt)] != prompt:
-            raise UserError("this tokenizer's chat template writes a prompt differently once it is answered, so "
-                            "training and inference would see different prompts; choose another base model")
-        end = whole.index(tokenizer.eos_token_id, len(prompt)) + 1 # load_tokenizer has made sure of it
-        ids = whole[:end][:max_length]
-        encoded["input_ids"].append(ids)
-        encoded["labels"].append([-100] * min(len(prompt), len(ids)) + ids[len(prompt):])
-    return encoded
-
-# %% ../nbs/00_core.ipynb #48a43efd
-def nf4_config(
-    compute: str, # Format of the matrix products: `bf16`, `fp16` or `fp32`
-):
-    "The recipe's quantisation, as transformers' `BitsAndBytesConfig`."
-    from transformers import BitsAndBytesConfig
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=torch_dtype(compute))
-
-# %% ../nbs/00_core.ipynb #37de38f1
-@known_noise()
-def load_model(
-    base: str, # A hub id, a folder, or `tiny`
-    compute: str, # Format to load and compute in: `bf16`, `fp16` or `fp32`
-    four_bit: bool = False, # Quantise the weights to NF4, as for training
-):
-    "A causal language model in evaluation mode, on the GPU if there is one."
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    kwargs = dict(dtype=torch_dtype(compute), use_safetensors=True)
-    if not any(fetch(base).glob("*.safetensors")):
-        raise UserError(f"{base} has no weights as .safetensors; older formats are pickles, which can run code, and "
-                        "are not loaded. Choose another revision or base, or convert it")
-    if torch.cuda.is_available():
-        kwargs["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
-    if four_bit:
-        kwargs["quantization_config"] = nf4_config(compute)
-    model = keep_trainable_on_cpu(_load(AutoModelForCausalLM, base, **kwargs)).eval()
-    model.generation_config = GenerationConfig()
-    return model
-
-# %% ../nbs/00_core.ipynb #b3cb5fd4
-def keep_trainable_on_cpu(
-    model, # A model just loaded
-):
-    "`model`, its 4-bit layers kept in the layout that has gradients."
-    import bitsandbytes as bnb
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-    return model
-
-# %% ../nbs/00_core.ipynb #d7df2adf
-def length_batches(
-    lengths: list, # Of the rows, in tokens
-    max_rows: int, # Rows at a time
-    max_tokens: int = sys.maxsize, # Tokens at a time, padding included; a longer row goes alone
-) -> list: # Lists of row numbers
-    "All rows in batches of similar length, the longest first."
-    batches = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or len(batches[-1]) >= min(max_rows, max_tokens // lengths[batches[-1][0]]):
-            batches.append([])
-        batches[-1].append(i)
-    return batches
-
-# %% ../nbs/00_core.ipynb #4b4f9a22
-def batch_rows() -> int:
-    "How many prompts to answer at a time on this machine, at most."
-    import torch
-    return 512 if torch.cuda.is_available() else 48
-
-# %% ../nbs/00_core.ipynb #8acf57e0
-def cache_tokens(
-    model, # From load_model
-) -> int: # Tokens, over all rows of a batch
-    "How many tokens' keys and values fit into an eighth of the GPU's memory; on a CPU there is no limit."
-    import torch
-    if model.device.type == "cpu":
-        return sys.maxsize
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * model.dtype.itemsize
-    return torch.cuda.get_device_properties(model.device).total_memory // 8 // token_bytes
-
-# %% ../nbs/00_core.ipynb #6447a35f
-class Prediction(NamedTuple):
-    "What a model wrote for one prompt."
-    text: str # The completion, without special tokens
-    n_tokens: int # Its length in tokens, the final EOS included
-    stopped: bool # Whether the model ended it by itself, before the cap
-
-# %% ../nbs/00_core.ipynb #b21f6065
-def generation_config(
-    tokenizer, # From load_tokenizer
-    max_new_tokens: int, # Cap on a completion's length, in tokens
-    temperature: float = 0, # 0 takes the likeliest token each time; above, tokens are drawn
-    top_p: float = 1, # Draw from the likeliest tokens that have this probability together
-):
-    "How a completion is decoded, as transformers' `GenerationConfig`."
-    from transformers import GenerationConfig
-    drawn = dict(temperature=float(temperature), top_p=float(top_p), top_k=0) if temperature else {}
-    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=bool(drawn), pad_token_id=tokenizer.pad_token_id,
-                            eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, **drawn)
-
-# %% ../nbs/00_core.ipynb #0d0942bc
-def generate(
-    model, # From load_model
-    tokenizer, # From load_tokenizer
-    chats: list, # Unanswered chats, from chat
-    max_new_tokens: int = 256, # Cap on a completion's length, in tokens; it holds three of four descriptions whole
-    batch_size: int = None, # Prompts at a time (default: batch_rows), fewer where cache_tokens says so
-    known: dict = None, # Predictions of an interrupted run, by position in chats; grows with each batch
-    save=None, # Called with `known` after each batch
-) -> list: # One Prediction a chat, in the order given
-    "Greedy completions."
-    import torch
-    from tqdm.auto import tqdm
-    known = {} if known is None else known
-    prompts = token_ids(tokenizer, chats)
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    batches = length_batches(lengths, batch_size or batch_rows(), cache_tokens(model))
-    config = generation_config(tokenizer, max_new_tokens)
-    progress = tqdm(total=len(prompts), desc="generate", unit="title", leave=False, disable=len(batches) < 2)
-    for batch in batches:
-        if not known.keys() >= set(batch):
-            encoded = tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, padding_side="left",
-                                    return_tensors="pt").to(model.device)
-            with torch.inference_mode():
-                tokens = model.generate(**encoded, generation_config=config)[:, encoded.input_ids.shape[1]:]
-            known.update((i, _prediction(row, tokenizer)) for i, row in zip(batch, tokens.tolist()))
-            if save:
-                save(known)
-        progress.update(len(batch))
-    progress.close()
-    return [known[i] for i in range(len(prompts))]
-
-def _prediction(row, tokenizer):
-    "One row of generated token ids as a `Prediction`."
-    stopped = tokenizer.eos_token_id in row
-    n_tokens = row.index(tokenizer.eos_token_id) + 1 if stopped else len(row)
-    text = tokenizer.decode(row[:n_tokens], skip_special_tokens=True)
-    return Prediction(text.strip(), n_tokens, stopped)

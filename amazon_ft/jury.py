@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 from .core import *
+from .models import *
 from .measures import by_system
 
 # %% ../nbs/04a_jury.ipynb #b07e36ee

@@ -14,6 +14,7 @@ from functools import lru_cache
 from math import ceil
 
 from .core import *
+from .models import *
 
 # %% ../nbs/03a_measures.ipynb #16ae2c38
 def lcs_length(

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from .core import *
-from .core import _settle
+from .models import *
 
 # %% ../nbs/02b_runs.ipynb #318f63e0
 def newest_checkpoint(
@@ -33,7 +33,7 @@ def mark_checkpoint(
     best_step: int, # The step of the best checkpoint so far
 ):
     "Sync a finished checkpoint to disk and write its manifest."
-    _settle(folder)
+    settle(folder)
     write_manifest(folder, "checkpoint", best_step=best_step)
 
 # %% ../nbs/02b_runs.ipynb #d5d5666b

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from fastcore.basics import patch
 
 from .core import *
+from .models import *
 
 # %% ../nbs/02a_packed_step.ipynb #3ccfd1b5
 def pack(

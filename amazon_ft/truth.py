@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .core import *
+from .models import *
 from .measures import SCORED_CHARS
 
 # %% ../nbs/03b_truth.ipynb #7b1e5a78

@@ -184,7 +184,8 @@ def bounded(name: str, folder: Path) -> list:
 
 def typed(kind: str, folder: Path) -> list:
     "What a person typed or a catalogue holds is no control token, in a tokenizer of each kind."
-    from amazon_ft.core import answered, asset, chat, chats, load_tokenizer, render, token_ids
+    from amazon_ft.core import answered, asset, chat, chats
+    from amazon_ft.models import load_tokenizer, render, token_ids
     from amazon_ft.data import Record, clean, row_of
     from transformers import AutoTokenizer
     template, tokens, end = TEMPLATES[kind]

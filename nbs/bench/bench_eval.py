@@ -18,8 +18,8 @@ from time import perf_counter
 
 import numpy as np
 
-from amazon_ft.core import (batch_rows, cache_tokens, chat, generate, hardware, load_model, load_tokenizer, target_text,
-                            versions)
+from amazon_ft.core import chat, target_text, versions
+from amazon_ft.models import batch_rows, cache_tokens, generate, hardware, load_model, load_tokenizer
 
 
 def make_texts(n: int, mean_words: int, seed: int):

@@ -173,7 +173,7 @@ def ours(way, model, steps, settings):
     import torch
     from datasets import Dataset
     from torch.nn.attention import sdpa_kernel
-    from amazon_ft.core import load_model, load_tokenizer
+    from amazon_ft.models import load_model, load_tokenizer
     from amazon_ft.step import Execution, choose_execution
     from amazon_ft.train import build_trainer, lora_config, sft_config
     way = WAYS[way]
