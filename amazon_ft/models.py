@@ -219,7 +219,7 @@ def recommended(
 def _load(cls, base, **kwargs):
     "`cls.from_pretrained` on a base's files, without remote code; anything wrong with them is a `UserError`."
     folder = fetch(base)
-    _check_files(base, folder)
+    _check_architecture(base, folder)
     try:
         return cls.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except Exception as error: # tokenizers, jinja and safetensors raise types of their own, and plain ones
@@ -229,8 +229,8 @@ def _load(cls, base, **kwargs):
         raise UserError(f"{base}: its files cannot be loaded ({said}); fetch or copy the model again, or choose "
                         "another") from error
 
-def _check_files(base, folder):
-    "Raise `UserError` for a model that transformers has no code for, or without weights that are safe to load."
+def _check_architecture(base, folder):
+    "Raise `UserError` for a model that transformers has no code for."
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     config = read_json(folder / "config.json", "fetch the model again")
     kind = config.get("model_type")
@@ -238,9 +238,6 @@ def _check_files(base, folder):
         own = "brings Python code of its own, which is never run here" if "auto_map" in config else "is unknown to it"
         raise UserError(f"{base}: transformers {version('transformers')} has no architecture {kind!r}, and the model "
                         f"{own}; choose another base, or a newer transformers")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{base} has no weights as .safetensors; older formats are pickles, which can run code, and "
-                        "are not loaded. Choose another revision or base, or convert it")
 
 # %% ../nbs/00a_models.ipynb #44a9baa1
 @known_noise()
@@ -339,6 +336,9 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
     kwargs = dict(dtype=torch_dtype(precision), use_safetensors=True)
+    if not any(fetch(base).glob("*.safetensors")):
+        raise UserError(f"{base} has no weights as .safetensors; older formats are pickles, which can run code, and "
+                        "are not loaded. Choose another revision or base, or convert it")
     if torch.cuda.is_available():
         kwargs["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     if four_bit:
