@@ -35,10 +35,11 @@ def generation_config(
     "The decoding rules, as transformers' `GenerationConfig`."
     from transformers import GenerationConfig
     drawn = dict(temperature=float(temperature), top_p=float(top_p), top_k=0, min_p=min_p) if temperature else {}
+    careful = dict(repetition_penalty=float(repetition_penalty)) if repetition_penalty != 1 else {}
+    careful |= dict(no_repeat_ngram_size=no_repeat_ngram_size) if no_repeat_ngram_size else {}
     return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=bool(drawn), pad_token_id=tokenizer.pad_token_id,
-                            eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
-                            repetition_penalty=float(repetition_penalty), no_repeat_ngram_size=no_repeat_ngram_size,
-                            **drawn)
+                            eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, **drawn,
+                            **careful)
 
 # %% ../nbs/00b_generate.ipynb #9a17ae69
 def ban_repeats(
