@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from .core import *
+from .generate import *
 from .models import *
 from .catalogue import find_files, read_catalogue
 from .truth import unsupported
@@ -239,32 +240,18 @@ def stream(
     seed: int = 42, # Of the draw
 ):
     "Yield an `Answer` for each new word, the last one whole."
-    import torch
-    from concurrent.futures import ThreadPoolExecutor
-    from transformers import TextIteratorStreamer
     check_arguments(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     loaded, tokenizer = _load(model, _written(model))
-    encoded = tokenizer.pad({"input_ids": token_ids(tokenizer, [chat(title, question)])}, return_tensors="pt")
-    config = generation_config(tokenizer, max_new_tokens, temperature, top_p)
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    start, text, n_tokens, unheard = perf_counter(), "", 0, Event()
-    def count(tokens, scores, **_):
-        nonlocal n_tokens
-        n_tokens += 1
-        return torch.full((1,), unheard.is_set(), device=tokens.device)
-    if config.do_sample:
-        torch.manual_seed(seed)
-    with ThreadPoolExecutor(1) as thread:
-        written = thread.submit(loaded.generate, **encoded.to(loaded.device), generation_config=config,
-                                streamer=streamer, stopping_criteria=[count])
-        written.add_done_callback(lambda _: streamer.end())
-        try:
-            for piece in streamer:
-                text += piece
-                yield Answer(without_prefix(text), n_tokens, perf_counter() - start)
-        finally:
-            unheard.set()
-        written.result()
+    rules = generation_config(tokenizer, max_new_tokens, temperature, top_p)
+    start, ids, shown = perf_counter(), [], ""
+    answer = lambda text: Answer(without_prefix(text), len(ids), perf_counter() - start)
+    for token in stream_tokens(loaded, tokenizer, chat(title, question), max_new_tokens, rules, seed):
+        ids.append(token)
+        text = tokenizer.decode(ids, skip_special_tokens=True).lstrip()
+        if len(words := text[:text.rfind(" ") + 1]) > len(shown):
+            shown = words
+            yield answer(shown)
+    yield answer(text.strip())
 
 # %% ../nbs/04_demo_inference.ipynb #80b7a4f2
 def marked(

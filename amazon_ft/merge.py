@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from .core import *
+from .generate import *
 from .models import *
 
 # %% ../nbs/03d_merge.ipynb #420409bb

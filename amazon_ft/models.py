@@ -6,7 +6,7 @@
 __all__ = ['NOISE', 'LOG_NOISE', 'FILES', 'hardware_precision', 'inference_precision', 'torch_dtype', 'hardware', 'known_noise',
            'locate', 'on_hub', 'fetch', 'identity', 'pinned', 'trained_base', 'merged_of', 'recommended',
            'load_tokenizer', 'render', 'token_ids', 'encode', 'nf4_config', 'load_model', 'keep_trainable_on_cpu',
-           'length_batches', 'batch_rows', 'cache_tokens', 'Prediction', 'generation_config', 'generate']
+           'length_batches']
 
 # %% ../nbs/00a_models.ipynb #37a6ce93
 import logging
@@ -219,7 +219,7 @@ def recommended(
 def _load(cls, base, **kwargs):
     "`cls.from_pretrained` on a base's files, without remote code; anything wrong with them is a `UserError`."
     folder = fetch(base)
-    _check_files(base, folder)
+    _check_architecture(base, folder)
     try:
         return cls.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except Exception as error: # tokenizers, jinja and safetensors raise types of their own, and plain ones
@@ -229,8 +229,8 @@ def _load(cls, base, **kwargs):
         raise UserError(f"{base}: its files cannot be loaded ({said}); fetch or copy the model again, or choose "
                         "another") from error
 
-def _check_files(base, folder):
-    "Raise `UserError` for a model that transformers has no code for, or without weights that are safe to load."
+def _check_architecture(base, folder):
+    "Raise `UserError` for a model that transformers has no code for."
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     config = read_json(folder / "config.json", "fetch the model again")
     kind = config.get("model_type")
@@ -238,9 +238,6 @@ def _check_files(base, folder):
         own = "brings Python code of its own, which is never run here" if "auto_map" in config else "is unknown to it"
         raise UserError(f"{base}: transformers {version('transformers')} has no architecture {kind!r}, and the model "
                         f"{own}; choose another base, or a newer transformers")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{base} has no weights as .safetensors; older formats are pickles, which can run code, and "
-                        "are not loaded. Choose another revision or base, or convert it")
 
 # %% ../nbs/00a_models.ipynb #44a9baa1
 @known_noise()
@@ -339,6 +336,9 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
     kwargs = dict(dtype=torch_dtype(precision), use_safetensors=True)
+    if not any(fetch(base).glob("*.safetensors")):
+        raise UserError(f"{base} has no weights as .safetensors; older formats are pickles, which can run code, and "
+                        "are not loaded. Choose another revision or base, or convert it")
     if torch.cuda.is_available():
         kwargs["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     if four_bit:
@@ -371,81 +371,3 @@ def length_batches(
             batches.append([])
         batches[-1].append(i)
     return batches
-
-# %% ../nbs/00a_models.ipynb #e975674b
-def batch_rows() -> int:
-    "How many prompts to answer at a time on this machine, at most."
-    import torch
-    return 512 if torch.cuda.is_available() else 48
-
-# %% ../nbs/00a_models.ipynb #0efe41e3
-def cache_tokens(
-    model, # From load_model
-) -> int: # Tokens, over all rows of a batch
-    "How many tokens' keys and values fit into an eighth of the GPU's memory; on a CPU there is no limit."
-    import torch
-    if model.device.type == "cpu":
-        return sys.maxsize
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * model.dtype.itemsize
-    return torch.cuda.get_device_properties(model.device).total_memory // 8 // token_bytes
-
-# %% ../nbs/00a_models.ipynb #effc7592
-class Prediction(NamedTuple):
-    "What a model wrote for one prompt."
-    text: str # The completion, without special tokens
-    n_tokens: int # Its length in tokens, the final EOS included
-    stopped: bool # Whether the model ended it by itself, before the cap
-
-# %% ../nbs/00a_models.ipynb #c1b5083a
-def generation_config(
-    tokenizer, # From load_tokenizer
-    max_new_tokens: int, # Cap on a completion's length, in tokens
-    temperature: float = 0, # 0 takes the likeliest token each time; above, tokens are drawn
-    top_p: float = 1, # Draw from the likeliest tokens that have this probability together
-):
-    "How a completion is decoded, as transformers' `GenerationConfig`."
-    from transformers import GenerationConfig
-    drawn = dict(temperature=float(temperature), top_p=float(top_p), top_k=0) if temperature else {}
-    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=bool(drawn), pad_token_id=tokenizer.pad_token_id,
-                            eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, **drawn)
-
-# %% ../nbs/00a_models.ipynb #095884ed
-def generate(
-    model, # From load_model
-    tokenizer, # From load_tokenizer
-    chats: list, # Unanswered chats, from chat
-    max_new_tokens: int = 256, # Cap on a completion's length, in tokens; it holds three of four descriptions whole
-    batch_size: int = None, # Prompts at a time (default: batch_rows), fewer where cache_tokens says so
-    known: dict = None, # Predictions of an interrupted run, by position in chats; grows with each batch
-    save=None, # Called with `known` after each batch
-) -> list: # One Prediction a chat, in the order given
-    "Greedy completions."
-    import torch
-    from tqdm.auto import tqdm
-    known = {} if known is None else known
-    prompts = token_ids(tokenizer, chats)
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    batches = length_batches(lengths, batch_size or batch_rows(), cache_tokens(model))
-    config = generation_config(tokenizer, max_new_tokens)
-    progress = tqdm(total=len(prompts), desc="generate", unit="title", leave=False, disable=len(batches) < 2)
-    for batch in batches:
-        if not known.keys() >= set(batch):
-            encoded = tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, padding_side="left",
-                                    return_tensors="pt").to(model.device)
-            with torch.inference_mode():
-                tokens = model.generate(**encoded, generation_config=config)[:, encoded.input_ids.shape[1]:]
-            known.update((i, _prediction(row, tokenizer)) for i, row in zip(batch, tokens.tolist()))
-            if save:
-                save(known)
-        progress.update(len(batch))
-    progress.close()
-    return [known[i] for i in range(len(prompts))]
-
-def _prediction(row, tokenizer):
-    "One row of generated token ids as a `Prediction`."
-    stopped = tokenizer.eos_token_id in row
-    n_tokens = row.index(tokenizer.eos_token_id) + 1 if stopped else len(row)
-    text = tokenizer.decode(row[:n_tokens], skip_special_tokens=True)
-    return Prediction(text.strip(), n_tokens, stopped)

@@ -26,7 +26,7 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm asks for notebook widgets that no page could show
 }
-PROGRESS = re.compile(r"\d+%\|.*\||\d \w+ \[\d\d:\d\d|\d+(it|ex) \[\d\d:\d\d")
+PROGRESS = re.compile(r"\d+%\|.*\||\d \w+ \[\d\d:\d\d|\d+(it|ex) \[\d\d:\d\d|^\x1b\[A")
 
 
 def skipped(
