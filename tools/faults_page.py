@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-PASSWORD = "a good one"
+PASSWORD, JSON = "a good one", {"content-type": "application/json"}
 WIDE = ",".join(f"c{i}" for i in range(200_000)).encode()[:800_000]
 
 
@@ -43,10 +43,10 @@ class Visitor:
             self.faults.append(f"{what}: status {got.status_code}: {text[:100]}")
         return got
 
-    def ask(self, what: str, fn: int, data, session: str, **more):
+    def ask(self, what: str, fn: int, data, session: str):
         "A call by the queue, as browsers make it, until it is answered."
-        body = json.dumps(dict(data=data, fn_index=fn, session_hash=session, **more)).encode()
-        got = self.answer(f"join {what}", "POST", "/gradio_api/queue/join", content=body)
+        body = json.dumps(dict(data=data, fn_index=fn, session_hash=session)).encode()
+        got = self.answer(f"join {what}", "POST", "/gradio_api/queue/join", content=body, headers=JSON)
         if got is None or got.status_code != 200:
             return
         with self.client.stream("GET", "/gradio_api/queue/data", params=dict(session_hash=session)) as stream:
@@ -83,11 +83,11 @@ def _calls(visitor):
             visitor.ask(f"{name}({str(data)[:40]})", fn, data, f"session{fn}x{i}")
         for body in (b"", b"{", b"[]", b"null", b'{"data": 5}', b'{"data": {"a": 1}}', b"\xff\xfe", b'{"data": ' + b"[" * 9000):
             for path in (f"/gradio_api/call/{name}", f"/gradio_api/run/{name}", f"/gradio_api/api/{name}"):
-                visitor.answer(f"{path} {body[:20]}", "POST", path, content=body)
-        for fn in (-1, 9999, "x", None, [], 1e9):
+                visitor.answer(f"{path} {body[:20]}", "POST", path, content=body, headers=JSON)
+    for fn in (-1, 9999, "x", None, [], 1e9):
         visitor.ask(f"function {fn}", fn, ["x"], "nobody")
     for body in (b"", b"{", b"[]", b"null", b'{"data": 5}', b'{"fn_index": 0}', b'{"fn_index": 0, "data": null, "session_hash": 7}'):
-        visitor.answer(f"join {body}", "POST", "/gradio_api/queue/join", content=body)
+        visitor.answer(f"join {body}", "POST", "/gradio_api/queue/join", content=body, headers=JSON)
     for path in ("/gradio_api/file=/etc/passwd", "/gradio_api/file=settings.ini", "/nowhere"):
         got = visitor.answer(path, "GET", path)
         if got is not None and got.status_code == 200:
