@@ -15,7 +15,6 @@ JUNK = [b'"', b'""', b"'", b",", b";", b"\t", b"\n", b"\r", b"\r\n", b"\n\n", b"
         b"\xc3", b"\xef\xbb\xbf", b"null", b"1e999", b"-", b"\\ud800", b"<", b"PAR1", b"\x1f\x8b", b"PK\x03\x04", b"x" * 5000]
 INPUT_S = 5  # for one mutated file
 TEXT_S = 2  # for one text and one function, of processor time
-MIB = 1 << 20
 ADVERSARIAL = {
     "residue and spaces": "This text refers to" + " " * 8_000, "residues": "This text refers to the " * 5_000,
     "comments": "<!--" * 32_000, "tags": "<p " * 30_000, "angles": "<" * 100_000, "entities": "&amp;" * 20_000,
@@ -192,8 +191,8 @@ def typed(kind: str, folder: Path) -> list:
     tokenizer = AutoTokenizer.from_pretrained(asset("tiny"))
     tokenizer.add_special_tokens(dict(additional_special_tokens=tokens, eos_token=end))
     tokenizer.chat_template = template
+    shutil.copytree(asset("tiny"), folder, dirs_exist_ok=True)
     tokenizer.save_pretrained(folder)
-    shutil.copy(asset("tiny/config.json"), folder)
     tokenizer = load_tokenizer(str(folder))
     marks = [str(token) for token in tokenizer.added_tokens_decoder.values()] + ["<|user|>", "<|assistant|>", "<|system|>"]
     def controls(turns):

@@ -28,6 +28,7 @@ from faults_page import forged
 from faults_harness import KNOWN, differences, in_parallel, load, manners, raising, run, states, tree, watch
 
 ROWS, TITLES = 90, 6
+ROOM = 4 << 30  # bytes that the states take at most
 AT = "--base tiny --root ws"
 STAGES = dict(
     prepare="amazon_ft_prepare --source rows.json --n_train 40 --n_valid 8 --n_test 8 --root ws",
@@ -55,13 +56,12 @@ DAMAGED = [
         "adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
         "trainer_state.json", "training_args.bin", "amazon_ft.json")),
     (f"{RUN}/plan.json", "train", "train train"),
-    (f"{RUN}/log.csv", "train", "train"),
     *((f"{ADAPTER}/{name}", "train", "merge train merge") for name in (
         "amazon_ft.json", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json")),
     *((f"{MODEL}/{name}", "merge", "eval merge eval") for name in (
         "amazon_ft.json", "model.safetensors", "config.json", "generation_config.json", "tokenizer.json",
         "tokenizer_config.json", "chat_template.jinja")),
-    (f"{MODEL}/model.safetensors", "merge", "generate merge generate"),
+    (f"{MODEL}/model.safetensors", "eval", "generate merge eval generate"),
     (f"{MODEL}/README.md", "eval", "eval"),
     ("ws/cache/predictions/*.json", "eval", "eval"),
     ("ws/outputs/metrics_*.json", "eval", "eval"),
@@ -203,13 +203,16 @@ def damaged(kept: dict, wanted: dict, pattern: str, start: str, then: list, vari
     file = sorted(folder.glob(pattern))[0]
     file.write_bytes(VARIANTS[variant](file.read_bytes()))
     name, wanted = str(file.relative_to(folder / "ws")), wanted["voted, eval" if start == "voted" else then[-1]]
-    def off():
-        return [each for each in differences(wanted, folder / "ws") if len(then) == 1 or not each.startswith(name)]
     first = run(folder, STAGES[then[0]])
+    spoken = file.name in first.out
+    def off():
+        return [each for each in differences(wanted, folder / "ws") if not (each.startswith(name) and (
+            spoken or len(then) > 1 or name.startswith("cache/") or file.suffix == ".sqlite"))]
     complaints = manners(first, (0, 2), (file.name, str(file.parent.relative_to(folder))))
     if complaints or first.code == 0:
         return complaints + listed("silent: exit 0, other content", off())
-    print(f"    said: {variant} {name}: {first.err}", file=sys.stderr)
+    if variant != "cut":
+        return []  # the same words, and the same way back
     if re.search(f"(remove|delete|move) (it|{file})", first.err):
         file.unlink()
         return manners(run(folder, STAGES[then[0]]), (0,))
@@ -237,7 +240,7 @@ def failing(kept: dict, wanted: dict, start: str, name: str, n: int, error, fold
     return complaints + ends_alike(folder, STAGES[name], wanted[name])
 
 
-def refused(kept: dict, start: str, command: list, named: tuple, folder: Path) -> list:
+def impossible(kept: dict, start: str, command: list, named: tuple, folder: Path) -> list:
     "A command that cannot work: exit 2, a sentence, nothing written."
     place(kept[start], folder)
     before = tree(folder)
@@ -287,27 +290,30 @@ def disturbed(kept: dict, shots: list) -> list:  # Triples of kind, name and fun
     wanted = {name: tree(kept[name]) for name in (*STAGES, "voted, eval") if name in kept}
     cases += [("kill", f"{end.name} before {picture.name}",
               partial(killed, picture, command, tree(end)))
-             for command, end, pictures in shots for picture in pictures]
+             for command, end, pictures in shots for i, picture in enumerate(pictures)
+             if not (picture.name[4:].startswith(("remove", "rmdir")) and i % 4)  # of removals one in four
+             and not ("over" in end.name and "_lora|checkpoint-" in picture.name)]  # a fresh run again
     for pattern, start, then in DAMAGED:
         cases += [("damage", f"{pattern} {variant}, then {then}",
                    partial(damaged, kept, wanted, pattern, start, then.split(), variant)) for variant in VARIANTS
-                  if start in kept]
+                  if start in kept and not (variant == "emptied" and start == "voted")]  # SQLite takes it for a new one
     for name, start in order.items():
         if name not in kept:
             continue
-        n = next(int(pictures[-1].name[:3]) for command, _, pictures in shots if command == STAGES[name])
+        (writes, *_) = ([int(p.name[:3]) for p in pictures if p.name[4:].startswith(("open", "rename"))]
+                        for command, _, pictures in shots if command == STAGES[name])
         cases += [("full", f"{name}, files up to {limit} bytes",
                    partial(full, kept, wanted, start, name, limit)) for limit in (0, 3000, 200_000)]
         for kind, error in (("full", errno.ENOSPC), ("full", errno.EACCES), ("ctrl-c", signal.SIGINT)):
             cases += [(kind, f"{name}, {error!r} at event {at}", partial(failing, kept, wanted, start, name, at, error))
-                      for at in (4, n // 2, n - 1)]
+                      for at in (writes[1], writes[len(writes) // 2], writes[-1])[:1 if error == errno.EACCES else 3]]
         for bad in BAD[name].split("|"):
             cases.append(("arguments", f"{name} --{bad}", partial(
-                refused, kept, order[name], f"{STAGES[name]} --{bad}".split(), ("--" + bad.split()[0], *bad.split()[1:]))))
-    cases += [("arguments", f"demo --{bad}", partial(refused, kept, "eval", f"{DEMO} --{bad}".split(), ()))
+                impossible, kept, order[name], f"{STAGES[name]} --{bad}".split(), ("--" + bad.split()[0], bad.split()[1].split("/")[0]))))
+    cases += [("arguments", f"demo --{bad}", partial(impossible, kept, "eval", f"{DEMO} --{bad}".split(), ()))
               for bad in BAD["demo"].split("|") if "eval" in kept]
     cases += [("arguments", f"{name}, not UTF-8", partial(
-        refused, kept, order[name], [*STAGES[name].split(), "--root", "caf\udce9"], ())) for name in STAGES if name in kept]
+        impossible, kept, order[name], [*STAGES[name].split(), "--root", "caf\udce9"], ())) for name in STAGES if name in kept]
     cases += [("locks", f"{name} waits", partial(waits, kept, wanted, order[name], name)) for name in list(STAGES)[:4]
               if name in kept]
     if "generate" in kept:
@@ -321,7 +327,9 @@ def main() -> int:
     parser.add_argument("--only", help="a regular expression for `KIND: NAME` of the checks to make")
     parser.add_argument("--keep", type=Path, help="folder for rehearsal and results (default: a temporary one, removed)")
     args = parser.parse_args()
-    work = args.keep or Path(mkdtemp(prefix="faults_"))
+    memory = Path("/dev/shm")  # syncing to a real disk takes half of the time
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
+    work = args.keep or Path(mkdtemp(prefix="faults_", dir=memory if roomy else None))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     work, start = work.resolve(), time.perf_counter()
@@ -331,14 +339,17 @@ def main() -> int:
     cases = [(kind, name, case) for kind, name, case in disturbed(kept, shots)
              if not args.only or re.search(args.only, f"{kind}: {name}")]
     found = in_parallel([(f"{kind}: {name}", case) for kind, name, case in cases], work)
-    found |= dict(faults)
-    wrong = {name: complaints for name, complaints in found.items() if complaints}
+    wrong = dict(faults) | {name: complaints for name, (complaints, _) in found.items() if complaints}
     for name, complaints in wrong.items():
         print(f"FAILED {name}\n" + "\n".join(f"    {complaint}" for complaint in complaints))
-    counts = Counter(kind for kind, _, _ in cases)
-    bad = Counter(name.split(":")[0] for name in wrong)
-    print(", ".join(f"{kind} {n - bad[kind]} of {n}" for kind, n in counts.items()))
-    print(f"{len(found) - len(wrong)} of {len(found)} checks passed in {time.perf_counter() - start:.0f} s")
+    counts, bad, spent = Counter(kind for kind, _, _ in cases), Counter(), Counter()
+    for name, (complaints, seconds) in found.items():
+        kind = name.split(":")[0]
+        bad[kind] += bool(complaints)
+        spent[kind] += seconds
+    for kind, n in counts.items():
+        print(f"{kind:10} {n - bad[kind]:3} of {n:3} as promised, {spent[kind]:3.0f} s of processor time")
+    print(f"{len(found) - bad.total()} of {len(found)} checks passed in {time.perf_counter() - start:.0f} s")
     if not args.keep:
         shutil.rmtree(work)
     return 1 if wrong else 0
