@@ -235,7 +235,7 @@ def train(
         if manifest and manifest["plan"] == plan:
             print(f"train: {where.adapter} is there already, from these very settings")
         else:
-            print("train:", ", ".join(f"{name} {value}" for name, value in settings.items()))
+            print(f"train: {base},", ", ".join(f"{name} {value}" for name, value in settings.items()))
             rows = encode_splits(dataset, tokenizer, max_length)
             trainer = load_trainer(base, tokenizer, rows, where.run, settings, four_bit, report_to)
             run_to_end(trainer, newest_checkpoint(where.run))

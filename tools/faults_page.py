@@ -8,6 +8,8 @@ from pathlib import Path
 
 import httpx
 
+SECRET = os.path.join(os.sep, "etc", "passwd")  # a file that no page may serve
+
 PASSWORD, JSON = "a good one", {"content-type": "application/json"}
 WIDE = ",".join(f"c{i}" for i in range(200_000)).encode()[:800_000]
 
@@ -21,7 +23,7 @@ def free_port() -> int:
 
 def values(n: int) -> list:  # Lists, most of them of the wrong length or of values of the wrong kind
     "Forged arguments for an endpoint of `n` arguments."
-    odd = [None, {}, [], True, -1, 1e308, "x", "x" * 500_000, "<script>alert(1)</script>", {"path": "/etc/passwd"}, [[[]]],
+    odd = [None, {}, [], True, -1, 1e308, "x", "x" * 500_000, "<script>alert(1)</script>", {"path": SECRET}, [[[]]],
            {"path": "../../settings.ini", "meta": {"_type": "gradio.FileData"}}, "\ud800", 10**30]
     return [[], [None] * (n + 5), *([value] * n for value in odd)]
 
@@ -88,7 +90,7 @@ def _calls(visitor):
         visitor.ask(f"function {fn}", fn, ["x"], "nobody")
     for body in (b"", b"{", b"[]", b"null", b'{"data": 5}', b'{"fn_index": 0}', b'{"fn_index": 0, "data": null, "session_hash": 7}'):
         visitor.answer(f"join {body}", "POST", "/gradio_api/queue/join", content=body, headers=JSON)
-    for path in ("/gradio_api/file=/etc/passwd", "/gradio_api/file=settings.ini", "/nowhere"):
+    for path in (f"/gradio_api/file={SECRET}", "/gradio_api/file=settings.ini", "/nowhere"):
         got = visitor.answer(path, "GET", path)
         if got is not None and got.status_code == 200:
             visitor.faults.append(f"{path} is served")
