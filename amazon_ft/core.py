@@ -6,9 +6,9 @@
 __all__ = ['TASK', 'QUESTION', 'PREFIX', 'FORMAT_VERSION', 'BOUNDS', 'FULL', 'TINYLLAMA', 'QUICK_K', 'REMEMBERED', 'LARGE',
            'MANIFEST', 'LIBRARIES', 'input_text', 'target_text', 'without_prefix', 'chat', 'chats', 'answered',
            'prompt_format', 'UserError', 'Damaged', 'check_arguments', 'command', 'workspace', 'Paths',
-           'split_revision', 'short_name', 'paths', 'choose_base', 'asset', 'atomic_write', 'atomic_dir', 'settle',
-           'file_lock', 'stage_lock', 'file_digest', 'digest', 'versions', 'write_manifest', 'read_json',
-           'read_manifest', 'find_manifest', 'load_prepared']
+           'split_revision', 'short_name', 'paths', 'choose_base', 'asset', 'atomic_write', 'atomic_dir',
+           'remove_leftovers', 'settle', 'file_lock', 'stage_lock', 'file_digest', 'digest', 'versions',
+           'write_manifest', 'read_json', 'read_manifest', 'find_manifest', 'load_prepared']
 
 # %% ../nbs/00_core.ipynb #ba89763e
 import errno
@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import sys
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -123,10 +122,11 @@ def check_arguments(
 # %% ../nbs/00_core.ipynb #80ee100a
 FULL = re.compile("No space left|File too large|Disk quota|disk is full|file write failed|os error 2[78]")
 
-def _sentence(error):
+def _sentence(error, root):
     "An operating system's error as a sentence; libraries without an `OSError` of their own say it in words."
     if FULL.search(str(error)):
-        return f"the disk is full ({error}); make room, or choose another --root, and run the same command again"
+        return (f"{workspace(root)}: the disk is full ({error}); make room, or choose another --root, and run the same "
+                "command again")
     if not isinstance(error, OSError) or not error.errno:
         raise error
     where = f"{error.filename}: " if error.filename else ""
@@ -142,6 +142,7 @@ def command(
     @wraps(func)
     def script():
         from fastcore.script import anno_parser
+        arguments = {}
         try:
             if re.search("[\udc80-\udcff]", "".join(sys.argv)): # bytes that are no text
                 raise UserError("an argument is not UTF-8 text; type it again, or rename the file")
@@ -149,10 +150,10 @@ def command(
             func(**{name: arguments[name] for name in arguments.keys() - {"pdb", "xtra"}})
         except UserError as error:
             _stop(str(error), 2)
-        except (OSError, RuntimeError, sqlite3.Error) as error:
-            _stop(_sentence(error), 2)
         except KeyboardInterrupt:
             _stop("interrupted; the same command goes on from here", 130)
+        except Exception as error: # raised again unless it is the operating system's
+            _stop(_sentence(error, arguments.get("root")), 2)
     return script
 
 def _stop(message, status):
@@ -266,19 +267,29 @@ def atomic_dir(
 ):
     "A new folder to fill, which becomes `dest` only if the block ends without an exception."
     dest = Path(dest)
-    partial, old = (dest.with_name(f".{dest.name}.{kind}") for kind in ("partial", "old"))
-    for leftover in (partial, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+    partial, old = remove_leftovers(dest)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
     settle(partial)
     if dest.exists():
         os.replace(dest, old)
     os.replace(partial, dest)
     _sync(dest.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    remove_leftovers(dest)
+
+def remove_leftovers(
+    dest: Path, # An artefact's folder
+) -> tuple: # The folders that `atomic_dir` uses beside it
+    "Remove what a killed `atomic_dir` left behind."
+    beside = tuple(Path(dest).with_name(f".{Path(dest).name}.{kind}") for kind in ("partial", "old"))
+    for leftover in beside:
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    return beside
 
 def settle(
     folder, # A folder with finished files
@@ -432,6 +443,7 @@ def find_manifest(
     stage: str, # The stage that looks at its own work
 ) -> dict: # The manifest, or None
     "The manifest of a finished artefact; None, with a word of it, if that is damaged and has to be made again."
+    remove_leftovers(folder)
     if not (Path(folder) / MANIFEST).exists():
         return None
     try:

@@ -71,7 +71,7 @@ def rater_name(
     typed: str, # As typed
 ) -> str: # Lower case, single spaces, 100 characters at most
     "The name that a rater's votes are stored under; raises `UserError` for an empty one."
-    name = " ".join((typed or "").split()).casefold()[:100]
+    name = " ".join("".join(filter(str.isprintable, typed or "")).split()).casefold()[:100]
     if not name:
         raise UserError("Type your name first.")
     return name

@@ -245,11 +245,15 @@ def load_tokenizer(
     base: str, # A hub id, a folder, or `tiny`
 ):
     "The tokenizer of a base or merged model; raises `UserError` if its chat template cannot be used."
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
     tokenizer = _load(AutoTokenizer, base)
     if tokenizer.chat_template is None:
         raise UserError(f"{base} has no chat template; choose a chat or instruct model")
-    tokenizer.eos_token = _end_of_turn(tokenizer, base)
+    try:
+        tokenizer.eos_token = _end_of_turn(tokenizer, base)
+    except TemplateError as error:
+        raise UserError(f"{base}: its chat template cannot be used ({error}); choose another chat model") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

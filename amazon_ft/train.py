@@ -93,7 +93,8 @@ def build_trainer(
         model=aligned(model, tokenizer), args=config, train_dataset=train_rows.with_format("numpy"),
         eval_dataset=valid_rows, processing_class=tokenizer,
         data_collator=lambda examples: {"examples": examples}, peft_config=lora,
-        callbacks=[_run_callback()])
+        callbacks=[callback := _run_callback()])
+    trainer.run_callback = callback
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
@@ -144,6 +145,7 @@ def _run_callback():
     from tqdm import tqdm
     from transformers import TrainerCallback
     class RunCallback(TrainerCallback):
+        bar = None
         def on_train_begin(self, args, state, control, **kwargs):
             if state.best_global_step: # where it is now, should the workspace have moved
                 state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
@@ -231,13 +233,15 @@ def train(
         tokenizer = load_tokenizer(base)
         plan = dict(base=split_revision(base)[0], base_identity=identity(base), data=prepared["data"],
                     format=prompt_format(), chat_template=tokenizer.chat_template, **settings)
-        claim_run(where.run, plan, found, overwrite)
+        compare_plans(where.run, plan, found, overwrite)
         if manifest and manifest["plan"] == plan:
+            claim_run(where.run, plan, found, overwrite)
             print(f"train: {where.adapter} is there already, from these very settings")
         else:
             print(f"train: {base},", ", ".join(f"{name} {value}" for name, value in settings.items()))
             rows = encode_splits(dataset, tokenizer, max_length)
             trainer = load_trainer(base, tokenizer, rows, where.run, settings, four_bit, report_to)
+            claim_run(where.run, plan, found, overwrite) # the base can be loaded, so the run begins
             run_to_end(trainer, newest_checkpoint(where.run))
             manifest = save_adapter(trainer, tokenizer, where, plan)
         for checkpoint in where.run.glob("checkpoint-*"):
@@ -313,7 +317,11 @@ def run_to_end(
     if checkpoint:
         print(f"train: resuming from {checkpoint}")
     if not checkpoint or checkpoint.name != f"checkpoint-{trainer.args.max_steps}":
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            if trainer.run_callback.bar:
+                trainer.run_callback.bar.close() # an error's sentence gets a line of its own
     else:
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         best = trainer.state.best_global_step or trainer.state.global_step
