@@ -135,6 +135,7 @@ def _sentence(error, root):
               errno.EISDIR: "that is a folder; name a file", errno.ENOTDIR: "that is a file; name a folder"}
     return f"{where}{error.strerror}; {remedy.get(error.errno, 'check the path')}"
 
+# %% ../nbs/00_core.ipynb #5039d1c3
 def command(
     func, # A stage: its parameters become options, their comments the help
 ):
@@ -156,6 +157,7 @@ def command(
             _stop(_sentence(error, arguments.get("root")), 2)
     return script
 
+# %% ../nbs/00_core.ipynb #d6b06716
 def _stop(message, status):
     "End the process with one line on stderr."
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
@@ -281,6 +283,7 @@ def atomic_dir(
     _sync(dest.parent)
     remove_leftovers(dest)
 
+# %% ../nbs/00_core.ipynb #45dfd809
 def remove_leftovers(
     dest: Path, # An artefact's folder
 ) -> tuple: # The folders that `atomic_dir` uses beside it
@@ -291,6 +294,7 @@ def remove_leftovers(
             shutil.rmtree(leftover)
     return beside
 
+# %% ../nbs/00_core.ipynb #05378a17
 def settle(
     folder, # A folder with finished files
 ):
@@ -321,6 +325,7 @@ def file_lock(
     finally:
         lock.release()
 
+# %% ../nbs/00_core.ipynb #23d3f43b
 @contextmanager
 def stage_lock(
     root: Path, # The workspace
@@ -347,6 +352,7 @@ def file_digest(
     stat = file.stat()
     return _file_digest(file, stat.st_size, stat.st_mtime_ns)
 
+# %% ../nbs/00_core.ipynb #b2b0a516
 @lru_cache(maxsize=1000)
 def _file_digest(file, size, mtime_ns):
     "The digest of a file of this size and time."
@@ -360,6 +366,7 @@ def _file_digest(file, size, mtime_ns):
         atomic_write(memory, json.dumps(known | {file.name: [size, mtime_ns, found]}))
     return found
 
+# %% ../nbs/00_core.ipynb #a540ffa8
 def digest(
     *files: Path, # Files, in any order
 ) -> str: # 64 hexadecimal digits
@@ -416,6 +423,7 @@ def read_json(
         raise Damaged(f"{file} is damaged (not a JSON object); {remedy}")
     return found
 
+# %% ../nbs/00_core.ipynb #c702b711
 def read_manifest(
     folder: Path, # An artefact's folder
     stage: str, # The stage that must have written it
@@ -438,6 +446,7 @@ def read_manifest(
             raise Damaged(f"{folder / name} has changed since `{stage}` wrote it; {remedy}")
     return manifest
 
+# %% ../nbs/00_core.ipynb #963a4b03
 def find_manifest(
     folder: Path, # An artefact's folder
     stage: str, # The stage that looks at its own work

@@ -142,6 +142,7 @@ def answers(
              for system, asking in asked.items()}
     return found | {name: found[name].join(judged)}
 
+# %% ../nbs/03_merge_and_eval.ipynb #c26b4e05
 def _columns(predictions):
     "A table of predictions, a row each."
     import pandas as pd
@@ -312,6 +313,7 @@ def read_examples(
         raise UserError(f"{file} holds no scored descriptions of a tuned model; {remedy}")
     return by_system(table)["tuned"]
 
+# %% ../nbs/03_merge_and_eval.ipynb #eafe56cf
 def describe_test_split(
     model: str, # A hub id, a folder, or `tiny`
     root: str, # The workspace

@@ -124,6 +124,7 @@ class Slots:
         self.recordings, self.pool = {}, None
         use_slots(model)
 
+# %% ../nbs/00b_generate.ipynb #d11a8190
 def _head_size(config):
     "Size of an attention head."
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -146,6 +147,7 @@ def slot_attention(
     attend = slots._attend_step if slots.filling is None else slots._attend_prompts
     return attend(module.layer_idx, query[0], key[0], value[0], attention_mask, scaling)[None], None
 
+# %% ../nbs/00b_generate.ipynb #04bdb7c3
 def use_slots(
     model, # From load_model
 ):
@@ -182,6 +184,7 @@ def fill(self: Slots,
                              attention_mask=ids.new_zeros(1, 1, 1, 1)) # a mask of four dimensions is left alone
     self.filling = None
 
+# %% ../nbs/00b_generate.ipynb #74a31790
 @patch
 def _attend_prompts(self: Slots, layer, query, key, value, mask, scaling):
     "Causal attention within each prompt; keys and values go to the slots."
@@ -194,6 +197,7 @@ def _attend_prompts(self: Slots, layer, query, key, value, mask, scaling):
         output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     return output.transpose(1, 2).flatten(0, 1)
 
+# %% ../nbs/00b_generate.ipynb #7059e6e9
 def _kernels():
     "Attention that needs no plan for each new shape, as cuDNN's does."
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -217,6 +221,7 @@ def _attend_step(self: Slots, layer, query, key, value, mask, scaling):
                                                 attn_mask=mask.expand(-1, *query.shape[1:3], -1))
     return output.flatten(1, 2)
 
+# %% ../nbs/00b_generate.ipynb #e6fc0bd5
 @patch
 def step(self: Slots,
     reach: int, # At least the longest text's length
@@ -235,6 +240,7 @@ def step(self: Slots,
     self.lengths += self.active
     self.active &= (self.lengths < self.ends) & ~torch.isin(chosen, self.eos)
 
+# %% ../nbs/00b_generate.ipynb #e7a952ee
 @patch
 def _draw(self: Slots, scores):
     "A drawn token a row, by the row's next random number."
@@ -292,6 +298,7 @@ def completions(
     if usage is not None:
         usage.update(steps=steps, slots=slots)
 
+# %% ../nbs/00b_generate.ipynb #a8fd6f80
 def _ended(then, picture, owners, prompts):
     "Completions that had ended when a picture was taken, by position in `prompts`."
     state = picture()
@@ -452,6 +459,7 @@ def decoding_rules(
         raise UserError(f"decoding by {', '.join(sorted(unknown))} is not supported; use {', '.join(sorted(RULES))}")
     return GenerationConfig(**theirs | ours | {name: theirs[name] for name in theirs.keys() & RULES})
 
+# %% ../nbs/00b_generate.ipynb #af03c3f4
 def generate(
     model, # From load_model
     tokenizer, # From load_tokenizer
@@ -481,6 +489,7 @@ def generate(
             torch.cuda.empty_cache()
     return [known[i] for i in range(len(prompts))]
 
+# %% ../nbs/00b_generate.ipynb #37ca67fa
 def _answer(model, tokenizer, rules, missing, prompts, seeds, slots, known, save):
     "Complete the missing prompts into `known`."
     from tqdm.auto import tqdm

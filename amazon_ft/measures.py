@@ -201,6 +201,7 @@ def _flipped(pairs, gains, seed):
         found |= zip(values, test.pvalue.tolist())
     return found
 
+# %% ../nbs/03a_measures.ipynb #14dff5db
 def _k_needed(gain):
     "How many titles find a true difference of this size with a power of 80%; None if there is no difference."
     from scipy.stats import norm
@@ -208,6 +209,7 @@ def _k_needed(gain):
         return None
     return max(2, ceil((norm.ppf([0.975, 0.8]).sum() * gain.std(ddof=1) / gain.mean()) ** 2))
 
+# %% ../nbs/03a_measures.ipynb #8fd08f36
 def paired_gain(
     before, # A score for each example
     after, # Another system's scores of the same examples
@@ -240,6 +242,7 @@ def likelihood(
                 found[i] = _answer_nll(ids[i][start:], given[start - 1:len(ids[i]) - 1], tokenizer)
     return pd.DataFrame(found)
 
+# %% ../nbs/03a_measures.ipynb #cb51edea
 def _answer_nll(answer, logits, tokenizer):
     "An answer's length and negative log likelihood by the logits for its tokens."
     from torch.nn.functional import cross_entropy

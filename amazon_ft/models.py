@@ -124,6 +124,7 @@ def fetch(
     "The files of a base, downloaded if need be; raises `UserError` if they cannot be had."
     return _snapshot(*split_revision(base)) if on_hub(base) else Path(locate(base))
 
+# %% ../nbs/00a_models.ipynb #8ba65f48
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 @lru_cache
@@ -141,11 +142,13 @@ def _snapshot(name, revision):
         cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
         raise UserError(f"{name}: {_hub_trouble(name, revision, cause)}") from error
 
+# %% ../nbs/00a_models.ipynb #9863932d
 def _http_error():
     "What the hub's library raises when a connection breaks; it has changed its HTTP library before."
     from huggingface_hub.errors import HfHubHTTPError
     return HfHubHTTPError.__mro__[1]
 
+# %% ../nbs/00a_models.ipynb #dd6c1ae1
 def _hub_trouble(name, revision, error):
     "What is wrong, and what to do."
     from huggingface_hub import constants, errors

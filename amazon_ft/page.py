@@ -315,6 +315,7 @@ def page(
             rating_tab(base, root)
     return _fair(_answering(blocks.queue(max_size=32, api_open=False)))
 
+# %% ../nbs/04b_page.ipynb #793c7153
 def _products(base, root):
     "The training split behind the merged model and some held-out titles; `None` and none if it is not there."
     try:
@@ -324,6 +325,7 @@ def _products(base, root):
     trained_on = read_manifest(paths(base, root).merged, "merge", "")["plan"]["data"]
     return (dataset["train"], dataset["test"]["title"][:4]) if prepared["data"] == trained_on else (None, [])
 
+# %% ../nbs/04b_page.ipynb #44f11c0a
 def _warm_up(models):
     "Load everything that the first visitor would wait for."
     for model, _ in models.values():

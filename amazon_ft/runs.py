@@ -51,6 +51,7 @@ def claim_run(
     atomic_write(run / "plan.json", json.dumps(plan, indent=2) + "\n")
     remove_leftovers(run)
 
+# %% ../nbs/02b_runs.ipynb #545ae426
 def compare_plans(
     run: Path, # The run's folder
     plan: dict, # Everything that determines the outcome

@@ -192,6 +192,7 @@ def _tensors(self: Step, examples, count):
         tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
     return tensors | {"count": torch.full((), float(count), device=self.device)}
 
+# %% ../nbs/02a_packed_step.ipynb #d3344c63
 @patch
 def _refresh(self: Step):
     "Bring the working copies up to date with the weights."
@@ -199,6 +200,7 @@ def _refresh(self: Step):
     with torch.no_grad():
         torch._foreach_copy_(list(self.copies.values()), self.weights)
 
+# %% ../nbs/02a_packed_step.ipynb #f90eafa5
 @patch
 def _loss(self: Step, row):
     "Loss of a row, with the working copies in the weights' place."
@@ -206,6 +208,7 @@ def _loss(self: Step, row):
     seeds = dict(zip(self.dropouts, row["seeds"][:, :2]))
     return completion_loss(partial(functional_call, self.lm, self.copies | seeds, ()), row)
 
+# %% ../nbs/02a_packed_step.ipynb #3af04c66
 @patch
 def _backward(self: Step, row, scale):
     "Forward and backward pass of a row."
@@ -336,6 +339,7 @@ def multiplied_weights(
     return sum(module.in_features * module.out_features for name, module in model.named_modules()
                if isinstance(module, torch.nn.Linear) and "lora" not in name)
 
+# %% ../nbs/02a_packed_step.ipynb #29b66170
 @cache
 def matmul_rate() -> float: # Floating-point operations a second
     "This GPU's rate of multiplying two matrices of 8,192 x 8,192 in half precision."
@@ -344,6 +348,7 @@ def matmul_rate() -> float: # Floating-point operations a second
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
     return 2 * 8192**3 / Timer("a @ a", globals=dict(a=a)).timeit(5).mean
 
+# %% ../nbs/02a_packed_step.ipynb #d0f16e3a
 @patch
 def speed(self: Step) -> dict: # Real tokens a second, and on a GPU its use (MFU) and peak memory
     "Speed since the last call."

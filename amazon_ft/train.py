@@ -178,6 +178,7 @@ def plot_loss(
     ax.legend()
     return ax
 
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #29381a7a
 def _write_log(run, history):
     "Write `log.csv` and `loss.png`."
     import pandas as pd
