@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALIDATION_ROWS', 'amazon_ft_train', 'lora_config', 'sft_config', 'build_trainer', 'aligned', 'plot_loss', 'train',
-           'check_report_to', 'recipe', 'encode_splits', 'load_trainer', 'run_to_end', 'save_adapter']
+           'check_report_to', 'run_length', 'encode_splits', 'load_trainer', 'run_to_end', 'save_adapter']
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #5b8fbf7d
 import shutil
@@ -230,7 +230,7 @@ def train(
         manifest = find_manifest(where.adapter, "train")
         found = recorded_plan(where.run, manifest, overwrite)
         base = pin_base(base, revision, found)
-        settings = recipe(base) | {name: value for name, value in settings.items() if value is not None}
+        settings = run_length(base) | {name: value for name, value in settings.items() if value is not None}
         tokenizer = load_tokenizer(base)
         plan = dict(base=split_revision(base)[0], base_identity=identity(base), data=prepared["data"],
                     format=prompt_format(), chat_template=tokenizer.chat_template, **settings)
@@ -262,7 +262,7 @@ def check_report_to(
         raise UserError(f"--report_to {name}: its package is not installed; pip install {name}")
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #41f3ba21
-def recipe(
+def run_length(
     base: str, # A hub id, a folder, or `tiny`
 ) -> dict: # `max_steps` and `learning_rate`
     "The recipe's length and learning rate, or those that the base's `recipe.json` recommends."

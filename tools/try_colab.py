@@ -168,7 +168,7 @@ def noise(
 
 
 def check_inline(
-    nb,  # The demo's notebook, its kernel still running
+    nb,  # The page's notebook, its kernel still running
 ):
     "Its last output shows the page by Colab's proxy; nothing is public; the page answers."
     outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
@@ -202,7 +202,7 @@ def run_all(
             try:
                 for i, cell in enumerate(nb.cells):
                     client.execute_cell(cell, i)
-                if "demo" in path.name:
+                if "page" in path.name:
                     check_inline(nb)
             except (CellExecutionError, AssertionError) as error:
                 wrong.append(str(error)[-3000:])
@@ -225,7 +225,7 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="Python of the environment that stands for Colab's")
     parser.add_argument("--only", nargs="+", default=["0"], help="how the names of the wanted notebooks begin")
     args = parser.parse_args()
-    paths = sorted(get_config().nbs_path.glob("[0-9][0-9]_*.ipynb"))
+    paths = sorted([*get_config().nbs_path.glob("[0-9][0-9]_*.ipynb"), get_config().nbs_path / "04b_page.ipynb"])
     paths = [path for path in paths if path.name.startswith(tuple(args.only))]
     with TemporaryDirectory() as tmp, private_content() as private:
         tmp = Path(tmp)
@@ -247,7 +247,7 @@ def main() -> int:
         stages = [path for path in paths if path.name.startswith(STAGES)] if private else []
         with ThreadPoolExecutor(2) as both:
             in_order = both.submit(lambda: [opened(path, True) for path in stages])
-            alone = [both.submit(opened, path, False) for path in paths if path not in stages or "demo" in path.name]
+            alone = [both.submit(opened, path, False) for path in paths if path not in stages or "page" in path.name]
             results = [one.result() for one in alone] + in_order.result()
         if not private:
             print("not checked, there is no /content of one's own here: with Drive")
