@@ -15,7 +15,7 @@ from nbdev.config import get_config
 
 BADGE, FACTS, SETUP, INTRO = "badge", "at-a-glance", "colab-setup", "introduction"  # ids of cells
 TITLE = re.compile(r"(# [^\n]*(?:\n+> [^\n]*)?)\s*(.*)", re.S)  # title and subtitle, one line each, and what is below
-SECTIONS = {"The pipeline": r"0[0-4]", "Around it": r"0[5-9]"}  # of the sidebar: how the notebooks' names begin
+SECTIONS = {"The pipeline": r"0[0-4]", "Around it": r"0[5-9](?!.*pt-BR)", "Em português": r".*pt-BR"}  # of the sidebar
 # HTML, because Quarto makes a figure of a picture that is alone in its paragraph
 BADGE_SOURCE = (
     '<a href="https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/{file}">'
@@ -87,7 +87,7 @@ def with_sidebar(
     lines = ["      - index.ipynb"]
     for section, begin in SECTIONS.items():
         lines += [f"      - section: {section}", "        contents:"]
-        lines += [f"          - {name}" for name in sorted(names) if re.match(begin, name)]
+        lines += [f"          - {name}" for name in sorted(names, reverse=begin == ".*pt-BR") if re.match(begin, name)]
     return re.sub(r"(?<=\n) {6}- index\.ipynb\n( {6}.*\n)*", "\n".join(lines) + "\n", text)
 
 
