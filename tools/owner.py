@@ -98,8 +98,9 @@ def main() -> int:
     check = parser.parse_args().check
     cfg = get_config()
     wanted = {path: notebook(path, cfg) for path in sorted(cfg.nbs_path.glob("*.ipynb"))}
-    for path in (cfg.config_path / "_quarto.yml", cfg.nbs_path / "nbdev.yml"):
+    for path in (cfg.config_path / "_quarto.yml", cfg.nbs_path / "nbdev.yml", cfg.config_path / "CITATION.cff"):
         text = addresses(path.read_text(encoding="utf-8"), cfg)
+        text = re.sub(r"(?m)^version: \d.*$", f"version: {cfg.version}", text)
         text = re.sub(rf"\b{cfg.lib_name} \d[\w.]*", f"{cfg.lib_name} {cfg.version}", text)
         wanted[path] = with_sidebar(text, [notebook.name for notebook in wanted if notebook.suffix == ".ipynb"])
     stale = {path: text for path, text in wanted.items() if path.read_text(encoding="utf-8") != text}
@@ -107,7 +108,10 @@ def main() -> int:
         print(path.relative_to(cfg.config_path), "is out of step: run tools/owner.py" if check else "rewritten")
         if not check:
             path.write_text(text, encoding="utf-8")
-    return 1 if check and stale else 0
+    told = f"\n## {cfg.version}\n" in (cfg.config_path / "CHANGELOG.md").read_text(encoding="utf-8")
+    if not told:
+        print(f"CHANGELOG.md has no section {cfg.version}")
+    return 1 if check and (stale or not told) else 0
 
 
 if __name__ == "__main__":
