@@ -28,7 +28,7 @@ def licence(
     card = Path(locate(base)) / "README.md"
     return ModelCard.load(card, ignore_metadata_errors=True).data.license if card.exists() else None
 
-# %% ../nbs/09_publish.ipynb #a6093fd7
+# %% ../nbs/09_publish.ipynb #37010649
 ORIGIN = """## Where it comes from
 
 - **Base:** `{base}`, licence: {licence}.
@@ -45,18 +45,18 @@ ORIGIN = """## Where it comes from
 
 {terms}
 """
-UNSETTLED = ("The base's licence covers the base. The texts it was tuned on, `{source}`, come without a licence that is "
-             "known here; AmazonTitles-1.3MM has none. Whether weights that learned from them may be passed on or sold "
-             "is not settled, hence `license: unknown`.")
+UNSETTLED = ("The base's licence covers the base alone. No licence is known for the texts it was tuned on (`{source}`); "
+             "AmazonTitles-1.3MM comes without one. Whether weights that learned from such texts may be passed on or "
+             "sold is not settled, hence `license: unknown`.")
 SETTLED = "The texts it was tuned on are amazon_ft's own sample, under Apache-2.0, so the base's licence applies."
 
-# %% ../nbs/09_publish.ipynb #05ec4d7d
+# %% ../nbs/09_publish.ipynb #1e4da6bc
 def _origin(where, plan, source, stated):
     "The card's section about a model's origin, as text."
     rules = read_json(where.merged / "generation_config.json", "run amazon_ft_merge again")
-    names = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size",
-             "max_new_tokens")
-    told = ", ".join(f"{name} {rules[name]}" for name in names if rules.get(name) is not None)
+    names = "temperature top_p top_k min_p repetition_penalty no_repeat_ngram_size max_new_tokens".split()
+    set_here = [f"{name} {rules[name]}" for name in names if rules.get(name) is not None]
+    told = ", ".join(["sampled" if rules.get("do_sample") else "greedy", *set_here])
     terms = SETTLED if source == "sample" else UNSETTLED.format(source=source)
     base = plan["base_identity"] if "@" in plan["base_identity"] else Path(plan["base"]).name
     return ORIGIN.format(**plan | dict(base=base, data=plan["data"][:16]), licence=stated or "none stated", rules=told,
