@@ -28,7 +28,8 @@ from typing import NamedTuple
 import msgspec
 from isal import igzip_threaded, isal_zlib
 
-from .core import UserError, asset, file_lock, workspace
+from .artefacts import file_lock
+from .core import UserError, asset, workspace
 
 # %% ../nbs/01a_catalogue.ipynb #d009
 class Record(NamedTuple):

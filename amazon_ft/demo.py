@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from .core import *
+from .artefacts import *
 from .generate import *
 from .models import *
 from .catalogue import find_files, read_catalogue
