@@ -20,9 +20,10 @@ from operator import add
 from pathlib import Path
 
 from .artefacts import MANIFEST, atomic_dir, atomic_write, digest, find_manifest, stage_lock, write_manifest
-from .catalogue import Record, Tally, check_encoding, find_files, read_rows
+from .catalogue import Record, Tally, read_rows
 from .core import (QUESTION, UserError, check_arguments, command, input_text, paths, prompt_format, target_text,
                             workspace)
+from .files import check_encoding, find_files
 
 # %% ../nbs/01_prepare_dataset.ipynb #d066
 MIN_CHARACTERS = 20
