@@ -19,10 +19,11 @@ from contextlib import ExitStack
 from operator import add
 from pathlib import Path
 
-from .catalogue import Record, Tally, check_encoding, find_files, read_rows
-from .core import (MANIFEST, QUESTION, UserError, atomic_dir, atomic_write, check_arguments, command, digest,
-                            find_manifest, input_text, paths, prompt_format, stage_lock, target_text, workspace,
-                            write_manifest)
+from .artefacts import MANIFEST, atomic_dir, atomic_write, digest, find_manifest, stage_lock, write_manifest
+from .catalogue import Record, Tally, read_rows
+from .core import (QUESTION, UserError, check_arguments, command, input_text, paths, prompt_format, target_text,
+                            workspace)
+from .files import check_encoding, find_files
 
 # %% ../nbs/01_prepare_dataset.ipynb #d066
 MIN_CHARACTERS = 20
