@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ORIGIN', 'UNSETTLED', 'SETTLED', 'KINDS', 'amazon_ft_push', 'licence', 'hub_card', 'push']
 
-# %% ../nbs/09_publish.ipynb #5c62a3b6
+# %% ../nbs/09_publish.ipynb #be70f086
 import re
 from contextlib import contextmanager
 from pathlib import Path
 
 from .core import *
+from .artefacts import *
 from .models import *
 from .merge import card_titles
 from .models import _http_error
@@ -50,11 +51,12 @@ UNSETTLED = ("The base's licence covers the base alone. No licence is known for 
              "sold is not settled, hence `license: unknown`.")
 SETTLED = "The texts it was tuned on are amazon_ft's own sample, under Apache-2.0, so the base's licence applies."
 
-# %% ../nbs/09_publish.ipynb #1e4da6bc
+# %% ../nbs/09_publish.ipynb #d0295b8d
 def _origin(where, plan, source, stated):
     "The card's section about a model's origin, as text."
     rules = read_json(where.merged / "generation_config.json", "run amazon_ft_merge again")
-    names = "temperature top_p top_k min_p repetition_penalty no_repeat_ngram_size max_new_tokens".split()
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size",
+             "exponential_decay_length_penalty", "max_new_tokens")
     set_here = [f"{name} {rules[name]}" for name in names if rules.get(name) is not None]
     told = ", ".join(["sampled" if rules.get("do_sample") else "greedy", *set_here])
     terms = SETTLED if source == "sample" else UNSETTLED.format(source=source)
