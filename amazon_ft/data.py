@@ -21,10 +21,11 @@ from contextlib import ExitStack
 from operator import add
 from pathlib import Path
 
-from .catalogue import Record, Tally, check_encoding, find_files, read_rows
-from .core import (MANIFEST, QUESTION, UserError, atomic_dir, atomic_write, check_arguments, command, digest,
-                            find_manifest, input_text, paths, prompt_format, stage_lock, target_text, wording, wordings, workspace,
-                            write_manifest)
+from .artefacts import MANIFEST, atomic_dir, atomic_write, digest, find_manifest, stage_lock, write_manifest
+from .catalogue import Record, Tally, read_rows
+from .core import (QUESTION, UserError, check_arguments, command, input_text, paths, prompt_format,
+                            target_text, wording, wordings, workspace)
+from .files import check_encoding, find_files
 
 # %% ../nbs/01_prepare_dataset.ipynb #d066
 MIN_CHARACTERS = 20
@@ -527,8 +528,8 @@ def _build(folder, files, request):
     save_splits(pieces, folder, wish["question"])
     del pieces # as large as the source if all rows are wanted
     atomic_write(folder / "bad_lines.txt", "".join(f"{example}\n" for example in examples))
-    shared = "".join(f"{n}\t{sentence}\n" for sentence, n in sorted(removed.items(), key=lambda pair: (-pair[1], pair[0])))
-    atomic_write(folder / "shared_sentences.txt", shared)
+    often = sorted(removed.items(), key=lambda pair: (-pair[1], pair[0]))
+    atomic_write(folder / "shared_sentences.txt", "".join(f"{n}\t{sentence}\n" for sentence, n in often))
     dataset = load_from_disk(folder)
     counts["kept"] = {split: len(rows) for split, rows in dataset.items()}
     if wish["n_train"] and not counts["kept"]["train"]:

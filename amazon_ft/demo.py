@@ -20,9 +20,11 @@ from time import perf_counter
 from typing import NamedTuple
 
 from .core import *
+from .artefacts import *
 from .generate import *
 from .models import *
-from .catalogue import find_files, read_catalogue
+from .catalogue import read_catalogue
+from .files import find_files
 from .truth import unsupported
 
 # %% ../nbs/04_demo_inference.ipynb #4a4d8ca2

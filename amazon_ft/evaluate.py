@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .core import *
+from .artefacts import *
 from .generate import *
 from .models import *
 from .measures import *

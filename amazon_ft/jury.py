@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 from .core import *
+from .artefacts import *
 from .models import *
 from .measures import by_system
 

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from .core import *
+from .artefacts import *
 from .generate import *
 from .models import *
 

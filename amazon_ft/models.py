@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .core import *
+from .artefacts import *
 
 # %% ../nbs/00a_models.ipynb #f9b4987f
 def hardware_precision() -> str: # `bf16`, `fp16` or `fp32`

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from textwrap import fill
 
 from .core import *
+from .artefacts import *
 from .models import *
 from .catalogue import read_catalogue
 from .demo import before_after, generate_catalogue, marked, model_pair, stream

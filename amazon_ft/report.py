@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import shorten, wrap
 
 from .core import *
+from .artefacts import *
 from .models import *
 from .jury import preference, win_rate
 from .measures import *

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from .core import *
+from .artefacts import *
 from .models import *
 
 # %% ../nbs/02b_runs.ipynb #318f63e0

@@ -14,6 +14,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .core import *
+from .artefacts import *
 from .models import *
 from .runs import *
 from .step import *

@@ -19,9 +19,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from amazon_ft import generate as engine
-from amazon_ft.core import chat, hardware, token_ids, versions
+from amazon_ft.artefacts import versions
+from amazon_ft.core import chat
 from amazon_ft.generate import (Slots, batch_rows, completions, generate, generation_config, stream_tokens,
                                 triton_attention)
+from amazon_ft.models import hardware, token_ids
 
 CAP = 256
 WORDS = ("steel lamp garden small blue wooden kettle classic travel set of two cotton shirt premium edition the art guide "

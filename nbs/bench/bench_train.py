@@ -265,7 +265,8 @@ def cold(model, root, out):
     start = time.perf_counter()
     subprocess.run(command, check=True)
     seconds = time.perf_counter() - start
-    from amazon_ft.core import paths, read_manifest
+    from amazon_ft.artefacts import read_manifest
+    from amazon_ft.core import paths
     where = paths(str(model), root)
     log = (where.run / "log.csv").read_text().splitlines()
     result = dict(what="amazon_ft_train, 600 steps, cold start to saved adapter", seconds=seconds,
