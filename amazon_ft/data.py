@@ -10,8 +10,9 @@ __all__ = ['MIN_CHARACTERS', 'NEAR', 'HEAD', 'amazon_ft_prepare', 'Sampler', 'sh
 import os
 import sys
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import ExitStack
+from math import ceil
 from operator import add
 from pathlib import Path
 
@@ -191,15 +192,14 @@ def save_splits(
 # %% ../nbs/01_prepare_dataset.ipynb #d126
 def _count_near(earlier, later):
     "How many later texts are near-duplicates of an earlier one."
-    sets, owners, n_near = [shingles(text) for text in earlier], {}, 0
+    sets, owners, n_near = [shingles(text) for text in earlier], defaultdict(list), 0
     for i, one in enumerate(sets):
         for shingle in one:
-            owners.setdefault(shingle, []).append(i)
+            owners[shingle].append(i)
     for one in map(shingles, later):
-        shared = owners.keys() & one
-        if len(shared) >= NEAR * len(one):
-            candidates = {i for shingle in shared for i in owners[shingle]}
-            n_near += any(jaccard(one, sets[i]) >= NEAR for i in candidates)
+        rarest = sorted(one, key=lambda shingle: len(owners.get(shingle, ())))[:len(one) - ceil(NEAR * len(one)) + 1]
+        candidates = {i for shingle in rarest for i in owners.get(shingle, ())}
+        n_near += any(jaccard(one, sets[i]) >= NEAR for i in candidates)
     return n_near
 
 # %% ../nbs/01_prepare_dataset.ipynb #d129
