@@ -6,7 +6,7 @@
 __all__ = ['NOISE', 'LOG_NOISE', 'FILES', 'hardware_precision', 'inference_precision', 'torch_dtype', 'hardware', 'known_noise',
            'locate', 'on_hub', 'fetch', 'identity', 'pinned', 'trained_base', 'merged_of', 'recommended',
            'load_tokenizer', 'render', 'token_ids', 'encode', 'nf4_config', 'load_model', 'keep_trainable_on_cpu',
-           'length_batches']
+           'plain_config', 'length_batches']
 
 # %% ../nbs/00a_models.ipynb #37a6ce93
 import logging
@@ -365,6 +365,20 @@ def keep_trainable_on_cpu(
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
     return model
+
+# %% ../nbs/00a_models.ipynb #pc000002
+def plain_config(
+    model, # From load_model
+    width: int, # Longest row, in tokens
+): # The configuration of its decoder
+    "A model's configuration; raises `UserError` if its attention is more than causal."
+    config = model.config.get_text_config()
+    window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    if getattr(config, "attn_logit_softcapping", None) or window and window < width or kinds and not window:
+        raise UserError(f"{config.model_type} models use another attention than plain causal attention over {width} "
+                        "tokens, which amazon_ft does not support; choose another base model")
+    return config
 
 # %% ../nbs/00a_models.ipynb #aead6ee2
 def length_batches(
