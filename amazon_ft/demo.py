@@ -23,6 +23,7 @@ from .core import *
 from .artefacts import *
 from .generate import *
 from .models import *
+from .rules import *
 from .catalogue import read_catalogue
 from .files import find_files
 from .truth import unsupported

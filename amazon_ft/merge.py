@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .core import *
 from .artefacts import *
-from .generate import *
+from .rules import *
 from .models import *
 
 # %% ../nbs/03d_merge.ipynb #420409bb

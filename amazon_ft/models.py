@@ -6,7 +6,7 @@
 __all__ = ['NOISE', 'LOG_NOISE', 'FILES', 'hardware_precision', 'inference_precision', 'torch_dtype', 'hardware', 'known_noise',
            'locate', 'on_hub', 'fetch', 'identity', 'pinned', 'trained_base', 'merged_of', 'recommended',
            'load_tokenizer', 'render', 'token_ids', 'encode', 'nf4_config', 'load_model', 'keep_trainable_on_cpu',
-           'length_batches']
+           'plain_config', 'length_batches']
 
 # %% ../nbs/00a_models.ipynb #37a6ce93
 import logging
@@ -49,7 +49,7 @@ def torch_dtype(
 
 # %% ../nbs/00a_models.ipynb #4842061c
 def hardware() -> str: # For instance `NVIDIA H200` or `CPU, 2 threads`
-    "What a figure was measured on, for manifests."
+    "The hardware that a number was measured on, for manifests."
     import torch
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
@@ -73,7 +73,7 @@ LOG_NOISE = {
 }
 
 def _is_news(record):
-    "Lets all log records pass but those of `LOG_NOISE`."
+    "Let all log records pass except those of `LOG_NOISE`."
     return not record.getMessage().startswith(LOG_NOISE[record.name])
 
 for _name in LOG_NOISE:
@@ -82,7 +82,7 @@ for _name in LOG_NOISE:
 # %% ../nbs/00a_models.ipynb #27b91f84
 @contextmanager
 def known_noise():
-    "Without warnings of `NOISE`, and without progress bars for the loading of weights."
+    "No warnings of `NOISE`, and no progress bars while weights are loaded."
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as hf_logging
     loading, downloading = hf_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
@@ -122,7 +122,7 @@ def on_hub(
 def fetch(
     base: str, # A hub id, perhaps `id@revision`; a folder; or `tiny`
 ) -> Path: # Folder of the model's files; of a hub model, named by the commit
-    "The files of a base, downloaded if need be; raises `UserError` if they cannot be had."
+    "The files of a base, downloaded if need be; raises `UserError` if that fails."
     return _snapshot(*split_revision(base)) if on_hub(base) else Path(locate(base))
 
 # %% ../nbs/00a_models.ipynb #8ba65f48
@@ -145,13 +145,13 @@ def _snapshot(name, revision):
 
 # %% ../nbs/00a_models.ipynb #9863932d
 def _http_error():
-    "What the hub's library raises when a connection breaks; it has changed its HTTP library before."
+    "The exception of a broken connection; the hub's library has changed its HTTP library before."
     from huggingface_hub.errors import HfHubHTTPError
     return HfHubHTTPError.__mro__[1]
 
 # %% ../nbs/00a_models.ipynb #dd6c1ae1
 def _hub_trouble(name, revision, error):
-    "What is wrong, and what to do."
+    "The fault, and the next step."
     from huggingface_hub import constants, errors
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
@@ -278,7 +278,7 @@ def _without_controls(tokenizer, text):
 
 @lru_cache(maxsize=8)
 def _controls(tokenizer):
-    "A pattern of a tokenizer's added tokens, and of role marks such as `<|user|>` that are none."
+    "A pattern of a tokenizer's added tokens, and of role marks such as `<|user|>` that are not tokens."
     added = {str(token).strip() for token in tokenizer.added_tokens_decoder.values()}
     added = sorted((token for token in added if len(token) > 1), key=len, reverse=True)
     return re.compile("|".join([*map(re.escape, added), r"<\|[^<>|\s]{1,40}\|>"]))
@@ -309,7 +309,7 @@ def _end_of_turn(tokenizer, base):
 def encode(
     rows, # Prepared rows: a `Dataset`, or a dict of lists, with `input_text` and `target_text`
     tokenizer, # From load_tokenizer
-    max_length: int = None, # Longer rows are cut here, in tokens, and have no EOS then; None cuts none
+    max_length: int = None, # Longer rows are cut here, in tokens, and lose their EOS; None cuts none
 ) -> dict: # `input_ids` and `labels`, a list for each row
     "Tokenised rows, with labels on the completion and its EOS alone."
     prompts, wholes = token_ids(tokenizer, chats(rows)), token_ids(tokenizer, answered(rows))
@@ -365,6 +365,20 @@ def keep_trainable_on_cpu(
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
     return model
+
+# %% ../nbs/00a_models.ipynb #pc000002
+def plain_config(
+    model, # From load_model
+    width: int, # Longest row, in tokens
+): # The configuration of its decoder
+    "A model's configuration; raises `UserError` if its attention is more than causal."
+    config = model.config.get_text_config()
+    window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    if getattr(config, "attn_logit_softcapping", None) or window and window < width or kinds and not window:
+        raise UserError(f"{config.model_type} models use another attention than plain causal attention over {width} "
+                        "tokens, which amazon_ft does not support; choose another base model")
+    return config
 
 # %% ../nbs/00a_models.ipynb #aead6ee2
 def length_batches(
