@@ -18,6 +18,7 @@ from .core import *
 from .artefacts import *
 from .decoding import *
 from .generate import *
+from .rules import *
 from .models import *
 from .measures import *
 from .report import *
