@@ -76,8 +76,8 @@ def _drafts(systems):
     share = lambda system, name="usable": _share(systems, system, name)
     greedy = f", both greedy {share('tuned, greedy')} and {share('base, greedy')}" if "tuned, greedy" in systems else ""
     return (f"Usable as a draft: {share('tuned')} of the tuned model's descriptions (base {share('base')}{greedy}). "
-            "That is: ended by itself, no run of eight words twice, more than the title. Of the references, "
-            f"{share('reference')} would pass.")
+            "That is: ended by itself, eight words or more, no run of eight twice, more than the title. Of the "
+            f"references, {share('reference')} would pass.")
 
 def _failures(metrics):
     "Sentences about loops and titles repeated, and the recipe's own comparison."
@@ -176,8 +176,9 @@ def report(
 
 Means over {metrics["k"]} held-out titles with 95 % bootstrap intervals (BCa). ROUGE and chrF against the references,
 words not stemmed, without the prefix; `_prefixed` with it on both sides. `usable` as a draft: ended by the model itself
-(`stopped`), no run of eight words twice (`loops`), not only the title again (`title_only`: eight of ten words stand in
-it; `title_first`: so it is with the first sentence), not empty. `nll`: nats of the reference, less is better.
+(`stopped`), eight words or more, no run of eight words twice (`loops`), not only the title again (`title_only`: eight
+of ten words stand in it; `title_first`: so it is with the first sentence). `nll`: nats of the reference, less is
+better.
 `length_ratio`: words over the reference's words. `longest_repeat`: words. `unsupported_share`: of the specifics, those
 that neither title nor question supports; `invented_share`: nor the reference. `memorised`: runs of eight words that
 occur verbatim in the training split. All but `nll` and `length_ratio` take the first {SCORED_CHARS:,} characters of a
