@@ -55,6 +55,7 @@ def chat(
     "The prompt as a chat that has yet to be answered."
     return _asked(input_text(title, question))
 
+# %% ../nbs/00_core.ipynb #424e617b
 def _asked(text):
     "A chat of one user's turn."
     return [{"role": "user", "content": text}]
@@ -66,6 +67,7 @@ def chats(
     "The prompts of prepared rows."
     return [_asked(text) for text in rows["input_text"]]
 
+# %% ../nbs/00_core.ipynb #4a6f188a
 def answered(
     rows, # Prepared rows, with `input_text` and `target_text`
 ) -> list: # A chat of two turns for each row
@@ -111,6 +113,7 @@ def prompt_format() -> dict: # The version, and the wording of both texts with t
 class UserError(ValueError):
     "A mistake that the user can mend; the message says how."
 
+# %% ../nbs/00_core.ipynb #af6d114c
 class Damaged(UserError):
     "An artefact that is torn, or has changed since it was written."
 
@@ -215,6 +218,7 @@ def split_revision(
     name, _, revision = base.partition("@")
     return (base, None) if not revision or Path(base).expanduser().exists() else (name, revision)
 
+# %% ../nbs/00_core.ipynb #e8d79f49
 def short_name(
     base: str, # A hub id or a folder
 ) -> str: # Lower case, safe in a file name

@@ -29,13 +29,13 @@ def completions(
 ):
     "Yield the token ids of completions as they end, in dicts by position in `prompts`."
     import torch
-    seeds, caps = seeds or range(len(prompts)), caps or [rules.max_new_tokens] * len(prompts)
+    jobs = list(zip(prompts, caps or [rules.max_new_tokens] * len(prompts), seeds or range(len(prompts))))
     slots = ceil(len(prompts) / ceil(len(prompts) / slots)) # as many for the last round as for the first
-    width = ceil(max(len(prompt) + cap for prompt, cap in zip(prompts, caps)) / 64) * 64
-    state = Slots(model, rules, slots, width, attention_kernel(model, sum(caps)))
+    width = ceil(max(len(prompt) + cap for prompt, cap, _ in jobs) / 64) * 64
+    state = Slots(model, rules, slots, width, attention_kernel(model, sum(cap for _, cap, _ in jobs)))
     every, late, enough = (2, 1, max(1, slots // 32)) if model.device.type == "cuda" else (1, 0, 1)
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    owners, lengths, pictures, steps, jobs = {}, {}, deque(), 0, list(zip(prompts, caps, seeds))
+    owners, lengths, pictures, steps = {}, {}, deque(), 0
     while waiting or owners:
         with torch.inference_mode():
             new = _refill(state, owners, waiting, enough, jobs)
@@ -45,9 +45,7 @@ def completions(
         steps += every
         pictures.append((dict(owners), state.picture()))
         if len(pictures) > late:
-            ended = _ended(*pictures.popleft(), owners, prompts)
-            owners = {slot: i for slot, i in owners.items() if i not in ended}
-            yield ended
+            yield _ended(*pictures.popleft(), owners, prompts)
     if usage is not None:
         usage.update(steps=steps, slots=slots)
 
@@ -66,9 +64,11 @@ def _refill(state, owners, waiting, enough, jobs):
 
 # %% ../nbs/00b_generate.ipynb #a8fd6f80
 def _ended(then, picture, owners, prompts):
-    "Completions that had ended when a picture was taken, by position in `prompts`."
+    "Completions that had ended when a picture was taken, by position in `prompts`; frees their slots."
     state = picture()
     done = [slot for slot, i in then.items() if owners.get(slot) == i and not state[slot, 0]]
+    for slot in done:
+        del owners[slot]
     return {then[slot]: row[2 + len(prompts[then[slot]]):2 + row[1]]
             for slot, row in zip(done, state[done].tolist())}
 
@@ -79,11 +79,13 @@ class Prediction(NamedTuple):
     n_tokens: int # Its length in tokens, the final EOS included
     stopped: bool # Whether the model ended it by itself, before the cap
 
+# %% ../nbs/00b_generate.ipynb #3b05e392
 def batch_rows() -> int:
     "How many prompts to answer at a time on this machine, at most."
     import torch
     return 1024 if torch.cuda.is_available() else 48
 
+# %% ../nbs/00b_generate.ipynb #aa8b230f
 def slots_that_fit(
     model, # From load_model
     width: int, # Longest prompt and text together, in tokens

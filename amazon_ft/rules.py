@@ -114,6 +114,7 @@ def random_numbers(
     import torch
     return torch.rand(n, generator=torch.Generator().manual_seed(seed))
 
+# %% ../nbs/00e_rules.ipynb #39a44721
 def draw(
     scores, # Tensor: rows x vocabulary
     numbers, # Tensor: one random number a row

@@ -179,6 +179,7 @@ def run(self: Slots,
     for _ in range(steps):
         one(reach)
 
+# %% ../nbs/00f_slots.ipynb #a415c4c8
 @patch
 def picture(self: Slots): # A function that waits for a tensor on the CPU: slots x (active, length, ids)
     "The state as it is now, copied while the device goes on."

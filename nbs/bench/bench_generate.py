@@ -21,10 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from amazon_ft import generate as engine
 from amazon_ft import slots as decoding_step
-from amazon_ft.artefacts import versions
+from amazon_ft.artefacts import hardware, versions
 from amazon_ft.core import chat
 from amazon_ft.generate import batch_rows, completions, generate, stream_tokens
-from amazon_ft.models import hardware, token_ids
+from amazon_ft.models import token_ids
 from amazon_ft.rules import generation_config
 from amazon_ft.slots import Slots, triton_attention
 
