@@ -21,8 +21,10 @@ from typing import NamedTuple
 
 from .core import *
 from .artefacts import *
+from .decoding import *
 from .generate import *
 from .models import *
+from .rules import *
 from .catalogue import read_catalogue
 from .files import find_files
 from .truth import unsupported
@@ -33,10 +35,13 @@ def describe(
     titles: list, # Product titles
     question: str = QUESTION, # What the shopper asks
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
+    rules: dict = None, # Of decoding, as arguments of generation_config (default: the model's own, see model_rules)
 ) -> list: # A description for each title
     "Descriptions of products by one model."
     loaded, tokenizer = _load(model, _written(model))
-    predictions = generate(loaded, tokenizer, [chat(title, question) for title in titles], max_new_tokens)
+    decoding = generation_config(tokenizer, max_new_tokens, **model_rules(model) if rules is None else rules)
+    asked = [chat(title, question) for title in titles]
+    predictions = generate(loaded, tokenizer, asked, max_new_tokens, decoding=decoding)
     return [without_prefix(prediction.text) for prediction in predictions]
 
 # %% ../nbs/04_demo_inference.ipynb #b0f58818
@@ -72,7 +77,9 @@ def before_after(
     root: str = None, # The workspace (see workspace)
 ) -> dict: # The descriptions by `base` and by the merged model, `tuned`
     "The texts for a title before and after training."
-    return {name: describe(model, [title], question)[0] for name, (model, _) in model_pair(base, root).items()}
+    pair = model_pair(base, root)
+    rules = model_rules(pair["tuned"][0])
+    return {name: describe(model, [title], question, rules=rules)[0] for name, (model, _) in pair.items()}
 
 # %% ../nbs/04_demo_inference.ipynb #0cfb2c9f
 def write_catalogue(
@@ -151,14 +158,14 @@ def _kept(file):
     return json.loads(text) if sha256(text.encode()).hexdigest() == found.get("digest") else None
 
 # %% ../nbs/04_demo_inference.ipynb #ccf0e2be
-def _describe_part(model, titles, question, max_new_tokens):
+def _describe_part(model, titles, question, max_new_tokens, rules):
     "A description for each title; equal titles are asked once, empty ones not at all."
     distinct = [title for title in dict.fromkeys(titles) if title]
-    known = dict(zip(distinct, describe(model, distinct, question, max_new_tokens))) if distinct else {}
+    known = dict(zip(distinct, describe(model, distinct, question, max_new_tokens, rules))) if distinct else {}
     return [known.get(title, "") for title in titles]
 
 # %% ../nbs/04_demo_inference.ipynb #edfa3efc
-def _describe_in_parts(parts, model, titles, question, max_new_tokens):
+def _describe_in_parts(parts, model, titles, question, max_new_tokens, rules):
     "A description for each title, by parts; those that are there already are taken as they are."
     from tqdm.auto import tqdm
     described = []
@@ -168,7 +175,7 @@ def _describe_in_parts(parts, model, titles, question, max_new_tokens):
         texts = _kept(part) if part.exists() else None
         if texts is None:
             print(f"generate: rows {start + 1} to {start + len(some)} of {len(titles)}")
-            texts = _describe_part(model, some, question, max_new_tokens)
+            texts = _describe_part(model, some, question, max_new_tokens, rules)
             _keep(part, texts)
         described += texts
     return described
@@ -196,15 +203,15 @@ def generate_catalogue(
     file, = find_files(str(source))
     _check_output(table, file, out, column)
     model = model or model_pair(base, root)["tuned"][0]
-    titles = list(table[title_column].str.strip())
+    titles, rules = list(table[title_column].str.strip()), model_rules(model)
     plan = dict(model=identity(model), source=digest(file), title_column=title_column, question=question,
-                encoding=encoding, max_new_tokens=max_new_tokens, format=prompt_format())
+                encoding=encoding, max_new_tokens=max_new_tokens, decoding=rules, format=prompt_format())
     lock = out.with_name(f".{out.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.touch() # which says so if the place is read-only
     with file_lock(lock, f"writing {out}"):
         parts = _claim_parts(out.with_name(f".{out.name}.parts"), plan)
-        described = _describe_in_parts(parts, model, titles, question, max_new_tokens)
+        described = _describe_in_parts(parts, model, titles, question, max_new_tokens, rules)
         table.insert(len(table.columns), column, described)
         write_catalogue(without_formulas(table) if no_formulas else table, out)
         shutil.rmtree(parts)
@@ -237,17 +244,17 @@ def stream(
     title: str, # A product's title
     question: str = QUESTION, # What the shopper asks
     max_new_tokens: int = 256, # Cap on the description's length, in tokens
-    temperature: float = 0, # 0 takes the likeliest token each time; above, tokens are drawn
-    top_p: float = 1, # Draw from the likeliest tokens that have this probability together
+    rules: dict = None, # Of decoding, as arguments of generation_config (default: the model's own, see model_rules)
     seed: int = 42, # Of the draw
 ):
     "Yield an `Answer` for each new word, the last one whole."
-    check_arguments(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    rules = model_rules(model) if rules is None else rules
+    check_arguments(max_new_tokens=max_new_tokens, seed=seed, **rules)
     loaded, tokenizer = _load(model, _written(model))
-    rules = generation_config(tokenizer, max_new_tokens, temperature, top_p)
+    decoding = generation_config(tokenizer, max_new_tokens, **rules)
     start, ids, shown = perf_counter(), [], ""
     answer = lambda text: Answer(without_prefix(text), len(ids), perf_counter() - start)
-    for token in stream_tokens(loaded, tokenizer, chat(title, question), max_new_tokens, rules, seed):
+    for token in stream_tokens(loaded, tokenizer, chat(title, question), max_new_tokens, decoding, seed):
         ids.append(token)
         text = tokenizer.decode(ids, skip_special_tokens=True).lstrip()
         if len(words := text[:text.rfind(" ") + 1]) > len(shown):
