@@ -20,6 +20,7 @@ from .models import *
 # %% ../nbs/03e_decoding.ipynb #14e47646
 CANDIDATES = {
     "greedy": {},
+    "no8": dict(no_repeat_ngram_size=8),
     "penalty105_no4": dict(repetition_penalty=1.05, no_repeat_ngram_size=4),
     "penalty110_no4": dict(repetition_penalty=1.1, no_repeat_ngram_size=4),
     "penalty110_no3": dict(repetition_penalty=1.1, no_repeat_ngram_size=3),

@@ -269,6 +269,7 @@ def run_length(
     "The recipe's length and learning rate, or those that the base's `recipe.json` recommends."
     types = {"max_steps": (int,), "learning_rate": (int, float)}
     theirs, file = recommended(base), fetch(base) / "recipe.json"
+    theirs.pop("decoding", None) # for the merge
     for name, value in theirs.items():
         if type(value) not in types.get(name, ()):
             raise UserError(f"{file}: {name} {value!r} is no number of {' or '.join(types)}; mend it, or remove it")
