@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from .core import *
 from .artefacts import *
+from .decoding import *
 from .generate import *
 from .models import *
 from .catalogue import read_catalogue
@@ -36,10 +37,13 @@ def describe(
     titles: list, # Product titles
     question: str = QUESTION, # What the shopper asks
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
+    rules: dict = None, # Of decoding, as arguments of generation_config (default: the model's own, see model_rules)
 ) -> list: # A description for each title
     "Descriptions of products by one model."
     loaded, tokenizer = _load(model, _written(model))
-    predictions = generate(loaded, tokenizer, [chat(title, question) for title in titles], max_new_tokens)
+    decoding = generation_config(tokenizer, max_new_tokens, **model_rules(model) if rules is None else rules)
+    asked = [chat(title, question) for title in titles]
+    predictions = generate(loaded, tokenizer, asked, max_new_tokens, decoding=decoding)
     return [without_prefix(prediction.text) for prediction in predictions]
 
 # %% ../nbs/04_demo_inference.ipynb #b0f58818
@@ -75,7 +79,9 @@ def before_after(
     root: str = None, # The workspace (see workspace)
 ) -> dict: # The descriptions by `base` and by the merged model, `tuned`
     "The texts for a title before and after training."
-    return {name: describe(model, [title], question)[0] for name, (model, _) in model_pair(base, root).items()}
+    pair = model_pair(base, root)
+    rules = model_rules(pair["tuned"][0])
+    return {name: describe(model, [title], question, rules=rules)[0] for name, (model, _) in pair.items()}
 
 # %% ../nbs/04_demo_inference.ipynb #0cfb2c9f
 def write_catalogue(
@@ -154,14 +160,14 @@ def _kept(file):
     return json.loads(text) if sha256(text.encode()).hexdigest() == found.get("digest") else None
 
 # %% ../nbs/04_demo_inference.ipynb #ccf0e2be
-def _describe_part(model, titles, question, max_new_tokens):
+def _describe_part(model, titles, question, max_new_tokens, rules):
     "A description for each title; equal titles are asked once, empty ones not at all."
     distinct = [title for title in dict.fromkeys(titles) if title]
-    known = dict(zip(distinct, describe(model, distinct, question, max_new_tokens))) if distinct else {}
+    known = dict(zip(distinct, describe(model, distinct, question, max_new_tokens, rules))) if distinct else {}
     return [known.get(title, "") for title in titles]
 
 # %% ../nbs/04_demo_inference.ipynb #edfa3efc
-def _describe_in_parts(parts, model, titles, question, max_new_tokens):
+def _describe_in_parts(parts, model, titles, question, max_new_tokens, rules):
     "Make the missing parts, dealt to the processes; returns a description for each title in the main process."
     from tqdm.auto import tqdm
     files = {start: parts / f"{start}.json" for start in range(0, len(titles), PART_ROWS)}
@@ -170,7 +176,7 @@ def _describe_in_parts(parts, model, titles, question, max_new_tokens):
         some = titles[start:start + PART_ROWS]
         if is_main():
             print(f"generate: rows {start + 1} to {start + len(some)} of {len(titles)}")
-        _keep(files[start], _describe_part(model, some, question, max_new_tokens))
+        _keep(files[start], _describe_part(model, some, question, max_new_tokens, rules))
     barrier()
     if lost := is_main() and [file for file in files.values() if not file.exists()]:
         raise UserError(f"{lost[0]} is missing; processes on several machines must share the folder of --out")
@@ -210,22 +216,24 @@ def generate_catalogue(
         file, = find_files(str(source))
         _check_output(table, file, out, column)
         model = choose()
-        plan = asked | dict(model=identity(model), source=digest(file), encoding=encoding, format=prompt_format())
+        titles, rules = _titles(table, title_column), model_rules(model)
+        plan = asked | dict(model=identity(model), source=digest(file), encoding=encoding, decoding=rules,
+                            format=prompt_format())
         with _writing(out):
             parts = Path(from_main(lambda: str(_claim_parts(out.with_name(f".{out.name}.parts"), plan))))
-            described = _describe_in_parts(parts, model, _titles(table, title_column), question, max_new_tokens)
+            described = _describe_in_parts(parts, model, titles, question, max_new_tokens, rules)
             if is_main():
-                table[column] = described
+                table.insert(len(table.columns), column, described)
                 write_catalogue(without_formulas(table) if no_formulas else table, out)
                 shutil.rmtree(parts)
                 print(f"generate: wrote {out}, {sum(map(bool, described))} of {len(described)} rows described")
 
-# %% ../nbs/04_demo_inference.ipynb #7456da72
+# %% ../nbs/04_demo_inference.ipynb #90755301
 def _titles(table, column):
     "The titles of a catalogue, without spaces around them."
     return list(table[column].str.strip())
 
-# %% ../nbs/04_demo_inference.ipynb #7e8f3b97
+# %% ../nbs/04_demo_inference.ipynb #17e63981
 def _writing(out):
     "The lock of an output, which the main process holds for all."
     if not is_main():
@@ -246,18 +254,19 @@ def _check_output(table, source, out, column):
         raise UserError(f"--out {out} is the source itself; name another file")
     _check_format(table, out)
 
-# %% ../nbs/04_demo_inference.ipynb #cd379c37
-def _describe_table(table, model, title_column, question, max_new_tokens, column, no_formulas):
+# %% ../nbs/04_demo_inference.ipynb #50e33b59
+def _describe_table(table, model, title_column, question, max_new_tokens, decoding, column, no_formulas):
     "A block of a catalogue with its descriptions."
     if column in table:
         raise UserError(f"the source has a column {column!r} already; name the new one with --column")
-    described = _describe_part(model, _titles(table, title_column), question, max_new_tokens)
+    described = _describe_part(model, _titles(table, title_column), question, max_new_tokens, decoding)
     table = table.assign(**{column: described})
     return without_formulas(table) if no_formulas else table
 
-# %% ../nbs/04_demo_inference.ipynb #d6745668
+# %% ../nbs/04_demo_inference.ipynb #eecacc54
 def _describe_on_ray(source, out, model, asked, encoding, read, rows, actors, address):
     "Describe what `out` does not hold yet."
+    asked = asked | dict(decoding=model_rules(model))
     plan = asked | dict(model=identity(model), encoding=encoding, format=prompt_format())
     model = pinned(model) if on_hub(model) else str(Path(locate(model)).absolute())
     function = partial(_describe_table, model=model, **asked)
@@ -280,17 +289,17 @@ def stream(
     title: str, # A product's title
     question: str = QUESTION, # What the shopper asks
     max_new_tokens: int = 256, # Cap on the description's length, in tokens
-    temperature: float = 0, # 0 takes the likeliest token each time; above, tokens are drawn
-    top_p: float = 1, # Draw from the likeliest tokens that have this probability together
+    rules: dict = None, # Of decoding, as arguments of generation_config (default: the model's own, see model_rules)
     seed: int = 42, # Of the draw
 ):
     "Yield an `Answer` for each new word, the last one whole."
-    check_arguments(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    rules = model_rules(model) if rules is None else rules
+    check_arguments(max_new_tokens=max_new_tokens, seed=seed, **rules)
     loaded, tokenizer = _load(model, _written(model))
-    rules = generation_config(tokenizer, max_new_tokens, temperature, top_p)
+    decoding = generation_config(tokenizer, max_new_tokens, **rules)
     start, ids, shown = perf_counter(), [], ""
     answer = lambda text: Answer(without_prefix(text), len(ids), perf_counter() - start)
-    for token in stream_tokens(loaded, tokenizer, chat(title, question), max_new_tokens, rules, seed):
+    for token in stream_tokens(loaded, tokenizer, chat(title, question), max_new_tokens, decoding, seed):
         ids.append(token)
         text = tokenizer.decode(ids, skip_special_tokens=True).lstrip()
         if len(words := text[:text.rfind(" ") + 1]) > len(shown):
