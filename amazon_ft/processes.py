@@ -10,8 +10,9 @@ __all__ = ['PLACE', 'GRACE_S', 'ENDED', 'TIMEOUT_MIN', 'rank', 'world', 'is_main
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from time import sleep
 
@@ -47,7 +48,8 @@ def joined():
     before = dict(os.environ)
     _begin()
     try:
-        yield
+        with redirect_stdout(sys.stdout if is_main() else StringIO()): # one of them speaks
+            yield
         barrier()
         _end()
     except UserError:

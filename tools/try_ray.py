@@ -1,4 +1,5 @@
 """Describe 2,000 products in one process, in two, and on Ray with two actors: the same texts, whatever dies on the way.
+Evaluate in one process and in two: the same files.
 
 Usage: python tools/try_ray.py [--bin FOLDER] [--rows 2000]      FOLDER holds the console scripts, by default this Python's
 Needs the extra (pip install ".[ray]") where the scripts are. A tiny model is trained for a few steps; the titles are
@@ -6,6 +7,7 @@ those of the embedded catalogue. One Ray run loses an actor in its midst, anothe
 """
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +100,15 @@ def main():
         run(*launcher, *generate, "--source", work / "titles.csv", "--out", two)
         print(f"two processes: {time.monotonic() - start:.0f} s")
         check("two processes write the file of one", plain.read_bytes() == two.read_bytes())
+
+        evaluation = [script("eval"), *root, "--k", 12, "--max_new_tokens", CAP]
+        run(*evaluation)
+        files = {file.name: file.read_bytes() for file in (work / "runs/outputs").glob("*_quick.*")}
+        shutil.rmtree(work / "runs/cache/predictions")
+        said = run(*launcher, *evaluation)
+        again = {file.name: file.read_bytes() for file in (work / "runs/outputs").glob("*_quick.*")}
+        differ = [name for name in files if files[name] != again.get(name)]
+        check(f"two processes evaluate as one does, {len(files)} files", len(files) > 2 and not differ, f"{differ}\n{said}")
 
         expected = pd.read_csv(plain, dtype=str, keep_default_na=False)
         same = lambda out: pd.read_parquet(out).astype(str).reset_index(drop=True).equals(expected)
