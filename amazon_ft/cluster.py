@@ -29,6 +29,7 @@ def place(
     "The file system of a path or an address; raises `UserError` for an address that pyarrow cannot reach."
     from pyarrow import ArrowInvalid
     from pyarrow.fs import FileSystem, LocalFileSystem
+    where = str(where)
     if not re.match(r"\w+://", where):
         return LocalFileSystem(), str(Path(where).expanduser().absolute())
     try:
