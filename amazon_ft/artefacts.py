@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REMEMBERED', 'LARGE', 'MANIFEST', 'LIBRARIES', 'atomic_write', 'atomic_dir', 'remove_leftovers', 'settle',
-           'file_lock', 'stage_lock', 'file_digest', 'digest', 'versions', 'write_manifest', 'read_json',
+           'file_lock', 'stage_lock', 'file_digest', 'digest', 'versions', 'hardware', 'write_manifest', 'read_json',
            'read_manifest', 'find_manifest', 'load_prepared', 'choose_base']
 
 # %% ../nbs/00c_artefacts.ipynb #ar000004
@@ -32,6 +32,7 @@ def _sync(path):
     finally:
         os.close(handle)
 
+# %% ../nbs/00c_artefacts.ipynb #25ac45a0
 def atomic_write(
     path: Path, # Destination; its folder is made if needed
     text: str, # All of the new content, written as UTF-8
@@ -170,6 +171,12 @@ def versions() -> dict: # Name to version, of the installed ones
             found[name] = None
     return found
 
+# %% ../nbs/00c_artefacts.ipynb #4842061c
+def hardware() -> str: # For instance `NVIDIA H200` or `CPU, 2 threads`
+    "The hardware that a number was measured on, for manifests."
+    import torch
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
 # %% ../nbs/00c_artefacts.ipynb #3a5c6881
 def write_manifest(
     folder: Path, # The artefact's folder, with all of its files
@@ -186,6 +193,7 @@ def write_manifest(
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
+# %% ../nbs/00c_artefacts.ipynb #de85eb90
 def _seal(manifest):
     "The digest of a manifest's entries, its seal aside."
     entries = {key: value for key, value in manifest.items() if key != "seal"}

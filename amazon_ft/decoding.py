@@ -14,6 +14,7 @@ from pathlib import Path
 from .core import *
 from .artefacts import *
 from .generate import *
+from .rules import *
 from .measures import *
 from .models import *
 
@@ -23,12 +24,14 @@ CANDIDATES = {
     "no8": dict(no_repeat_ngram_size=8),
     "penalty105_no4": dict(repetition_penalty=1.05, no_repeat_ngram_size=4),
     "penalty110_no4": dict(repetition_penalty=1.1, no_repeat_ngram_size=4),
-    "penalty110_no3": dict(repetition_penalty=1.1, no_repeat_ngram_size=3),
-    "penalty110_no4_end96": dict(repetition_penalty=1.1, no_repeat_ngram_size=4,
-                                 exponential_decay_length_penalty=[96, 1.02]),
-    "sampled_no4": dict(temperature=0.7, top_p=0.9, repetition_penalty=1.1, no_repeat_ngram_size=4),
+    "penalty105_no4_end128": dict(repetition_penalty=1.05, no_repeat_ngram_size=4,
+                                  exponential_decay_length_penalty=[128, 1.02]),
+    "penalty110_no4_end128": dict(repetition_penalty=1.1, no_repeat_ngram_size=4,
+                                  exponential_decay_length_penalty=[128, 1.02]),
+    "sampled_no4_end128": dict(temperature=0.7, top_p=0.9, repetition_penalty=1.05, no_repeat_ngram_size=4,
+                               exponential_decay_length_penalty=[128, 1.02]),
 }
-CAREFUL = "penalty110_no4_end96" # where there is nothing to choose by
+CAREFUL = "penalty105_no4_end128" # where there is nothing to choose by
 GREEDY = dict(name="greedy", rules={}) # of models that no merge chose rules for
 
 # %% ../nbs/03e_decoding.ipynb #b27c52ae
@@ -100,7 +103,7 @@ def best_rules(
     return max(ended or few, key=lambda name: trials[name]["score"])
 
 # %% ../nbs/03e_decoding.ipynb #4561b4d7
-TRIAL_ROWS = dict(cuda=128, cpu=32)
+TRIAL_ROWS = dict(cuda=256, cpu=32)
 
 def trial_rows(
     model, # From load_model
@@ -108,7 +111,7 @@ def trial_rows(
     rows, # Prepared rows of the validation split
     max_new_tokens: int, # Cap on a description's length, in tokens
 ):
-    "The first rows whose prompts leave room for an answer in the model's context: 128, or 32 on a CPU."
+    "The first rows whose prompts leave room for an answer in the model's context: 256, or 32 on a CPU."
     room = model.config.max_position_embeddings - max_new_tokens
     rows = rows.take(min(len(rows), 2 * TRIAL_ROWS["cuda"]))
     fitting = [i for i, ids in enumerate(token_ids(tokenizer, chats(rows))) if len(ids) <= room]

@@ -25,6 +25,7 @@ from .artefacts import *
 from .decoding import *
 from .generate import *
 from .models import *
+from .rules import *
 from .catalogue import read_catalogue
 from .cluster import map_blocks
 from .files import find_files

@@ -19,6 +19,7 @@ from .core import *
 from .artefacts import *
 from .decoding import *
 from .generate import *
+from .rules import *
 from .models import *
 from .measures import *
 from .processes import *
@@ -247,13 +248,14 @@ def held_out(
 # %% ../nbs/03_merge_and_eval.ipynb #b386ce59
 def examples(
     rows, # Prepared rows
-    question: str, # What the prompts asked
+    question: str, # What the prompts asked (see wordings)
     given: dict, # Name of a control to its descriptions
     described: dict, # Name of a system to its table, from answers
 ): # A row for each title and system
     "One table of all texts of all systems, the references among them."
     import pandas as pd
-    shared = dict(uid=rows["uid"], title=rows["title"], question=question, reference=rows["content"])
+    asked = [wording(title, question) for title in rows["title"]]
+    shared = dict(uid=rows["uid"], title=rows["title"], question=asked, reference=rows["content"])
     texts = given | dict(reference=list(rows["content"]))
     found = {name: dict(prediction=list(map(target_text, each))) for name, each in texts.items()} | described
     return pd.concat([pd.DataFrame(shared | dict(system=name) | dict(columns)) for name, columns in found.items()],

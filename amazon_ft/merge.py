@@ -16,7 +16,7 @@ from pathlib import Path
 from .core import *
 from .artefacts import *
 from .decoding import *
-from .generate import *
+from .rules import *
 from .models import *
 
 # %% ../nbs/03d_merge.ipynb #420409bb
@@ -88,6 +88,7 @@ def signed(
     "A card with a last line that says who wrote it."
     return f"{card.rstrip()}\n\n<!-- amazon_ft_eval, {k} titles, {sha256(card.rstrip().encode()).hexdigest()} -->\n"
 
+# %% ../nbs/03d_merge.ipynb #bbe8f88d
 def card_titles(
     file: Path, # A README.md
 ) -> int: # 0 if there is none; None if it is not as amazon_ft_eval wrote it

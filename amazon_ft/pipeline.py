@@ -11,6 +11,7 @@ from textwrap import fill
 from time import perf_counter
 
 from .core import *
+from .artefacts import hardware
 from .models import *
 from .data import prepare
 from .evaluate import evaluate

@@ -18,10 +18,10 @@ from time import perf_counter
 
 import numpy as np
 
-from amazon_ft.artefacts import versions
+from amazon_ft.artefacts import hardware, versions
 from amazon_ft.core import chat, target_text
 from amazon_ft.generate import batch_rows, generate
-from amazon_ft.models import hardware, load_model, load_tokenizer
+from amazon_ft.models import load_model, load_tokenizer
 
 
 def make_texts(n: int, mean_words: int, seed: int):

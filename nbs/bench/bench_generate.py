@@ -14,16 +14,19 @@ from argparse import ArgumentParser
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from unittest.mock import patch
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from amazon_ft import generate as engine
-from amazon_ft.artefacts import versions
+from amazon_ft import slots as decoding_step
+from amazon_ft.artefacts import hardware, versions
 from amazon_ft.core import chat
-from amazon_ft.generate import (Slots, batch_rows, completions, generate, generation_config, stream_tokens,
-                                triton_attention)
-from amazon_ft.models import hardware, token_ids
+from amazon_ft.generate import batch_rows, completions, generate, stream_tokens
+from amazon_ft.models import token_ids
+from amazon_ft.rules import generation_config
+from amazon_ft.slots import Slots, triton_attention
 
 CAP = 256
 WORDS = ("steel lamp garden small blue wooden kettle classic travel set of two cotton shirt premium edition the art guide "
@@ -92,15 +95,13 @@ def describe(model, tokenizer, chats: list, caps: list, slots: int = None, usage
 @contextmanager
 def like_a_t4():
     "float16, no flash or cuDNN attention, no kernel of our own, 15 GiB."
-    kernel, kernels = engine.attention_kernel, engine._kernels
-    engine.attention_kernel = lambda *_: None
-    engine._kernels = lambda: sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    kernels = lambda: sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(15 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
-    with engine._kernels():
+    with (patch.object(engine, "attention_kernel", lambda *_: None),
+          patch.object(decoding_step, "_kernels", kernels), kernels()):
         yield
     torch.cuda.set_per_process_memory_fraction(1.0)
-    engine.attention_kernel, engine._kernels = kernel, kernels
 
 
 def batches(model, tokenizer, prompts: list, rows: int, cap: int = CAP, **kwargs) -> int:
