@@ -1,7 +1,8 @@
 """Describe 2,000 products in one process, in two, and on Ray with two actors: the same texts, whatever dies on the way.
 Evaluate in one process and in two: the same files.
 
-Usage: python tools/try_ray.py [--bin FOLDER] [--rows 2000]      FOLDER holds the console scripts, by default this Python's
+Usage: python tools/try_ray.py [--bin FOLDER] [--rows 2000]
+FOLDER holds the console scripts, by default it is this Python's.
 Needs the extra (pip install ".[ray]") where the scripts are. A tiny model is trained for a few steps; the titles are
 those of the embedded catalogue. One Ray run loses an actor in its midst, another is interrupted and started again.
 """
@@ -108,7 +109,8 @@ def main():
         said = run(*launcher, *evaluation)
         again = {file.name: file.read_bytes() for file in (work / "runs/outputs").glob("*_quick.*")}
         differ = [name for name in files if files[name] != again.get(name)]
-        check(f"two processes evaluate as one does, {len(files)} files", len(files) > 2 and not differ, f"{differ}\n{said}")
+        name = f"two processes evaluate as one does, {len(files)} files"
+        check(name, len(files) > 2 and not differ, f"{differ}\n{said}")
 
         expected = pd.read_csv(plain, dtype=str, keep_default_na=False)
         same = lambda out: pd.read_parquet(out).astype(str).reset_index(drop=True).equals(expected)
