@@ -10,8 +10,9 @@ __all__ = ['PLACE', 'GRACE_S', 'ENDED', 'TIMEOUT_MIN', 'rank', 'world', 'is_main
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from time import sleep
 
@@ -48,7 +49,8 @@ def joined():
     _Run.rank, _Run.world = int(before["RANK"]), int(before["WORLD_SIZE"])
     try:
         _begin()
-        yield
+        with redirect_stdout(sys.stdout if is_main() else StringIO()): # one of them speaks
+            yield
         barrier()
         _end()
     except UserError:
