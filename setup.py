@@ -26,7 +26,13 @@ setup(
     classifiers=[
         f"Development Status :: {statuses[int(cfg['status']) - 1]}",
         f"Intended Audience :: {cfg['audience']}",
+        "Intended Audience :: Science/Research",
         f"Natural Language :: {cfg['language']}",
+        "Natural Language :: Portuguese (Brazilian)",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Framework :: Jupyter",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Linguistic",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
