@@ -120,7 +120,7 @@ class Damaged(UserError):
 # %% ../nbs/00_core.ipynb #eb35837f
 _COUNT, _SHARE = (lambda n: n >= 1, "1 or more"), (lambda x: 0 <= x <= 1, "a share from 0 to 1")
 BOUNDS = {
-    **dict.fromkeys("max_steps batch_size rank k max_new_tokens".split(), _COUNT),
+    **dict.fromkeys("max_steps batch_size rank k max_new_tokens actors block_rows".split(), _COUNT),
     **dict.fromkeys("epochs learning_rate alpha".split(), (lambda x: x > 0, "more than 0")),
     **dict.fromkeys("save_steps n_valid n_test temperature".split(), (lambda x: x >= 0, "0 or more")),
     "n_train": (lambda n: n >= -1, "a number of rows, or -1 for all"),

@@ -57,6 +57,7 @@ RULE_VALUES = dict(
     exponential_decay_length_penalty=lambda end: type(end) is list and len(end) == 2 and type(end[0]) is int
     and _number(0)(end[0]) and _number(1, 10)(end[1]))
 
+# %% ../nbs/03e_decoding.ipynb #eac57667
 def check_rules(
     rules, # From a file
     file: Path, # Its name, for the message
@@ -139,6 +140,7 @@ def choose_decoding(
     return dict(name=best, rules=candidates[best], by="trial", rows=len(rows), max_new_tokens=max_new_tokens,
                 hardware=hardware(), trials=trials)
 
+# %% ../nbs/03e_decoding.ipynb #c6e5586f
 def trials_table(
     trials: dict, # Name to what try_rules found
     chosen: str, # One of the names
@@ -159,6 +161,7 @@ def check_decoding(
     if wish not in (None, "auto", *CANDIDATES):
         raise UserError(f"--decoding {wish}: give auto or one of {', '.join(CANDIDATES)}")
 
+# %% ../nbs/03e_decoding.ipynb #92e3a97d
 def given_decoding(
     base: str, # A hub id, a folder, or `tiny`
     wish: str, # The argument `--decoding`

@@ -10,6 +10,7 @@ __all__ = ['TITLE_COPY', 'NEAREST', 'SHOTS', 'EVENTS', 'MEASURES', 'SCORING_LIBR
 
 # %% ../nbs/03_merge_and_eval.ipynb #95251f93
 import json
+from contextlib import nullcontext
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from .generate import *
 from .rules import *
 from .models import *
 from .measures import *
+from .processes import *
 from .report import *
 from .truth import *
 
@@ -114,13 +116,28 @@ def predict(
     known, save = cached_predictions(cache, made_by)
     room = loaded.config.max_position_embeddings - max_new_tokens
     fitting = [i for i, ids in enumerate(token_ids(tokenizer, chats)) if len(ids) <= room]
-    written = generate(loaded, tokenizer, [chats[i] for i in fitting], max_new_tokens, batch_size, known, save,
-                       generation_config(tokenizer, max_new_tokens, **rules))
+    answer = generate if world() == 1 else _answer_together
+    written = answer(loaded, tokenizer, [chats[i] for i in fitting], max_new_tokens, batch_size, known, save,
+                     generation_config(tokenizer, max_new_tokens, **rules))
     if len(fitting) < len(chats):
         print(f"evaluate: {len(chats) - len(fitting)} of {len(chats)} prompts leave no room for {max_new_tokens} "
               f"tokens in the context of {model}; their descriptions stay empty")
     found = dict(zip(fitting, written))
     return [found.get(i, Prediction("", 0, False)) for i in range(len(chats))]
+
+# %% ../nbs/03_merge_and_eval.ipynb #ra000301
+def _answer_together(loaded, tokenizer, asked, max_new_tokens, batch_size, known, save, decoding):
+    "`generate` by several processes."
+    missing = from_main(lambda: [i for i in range(len(asked)) if i not in known])
+    for start in range(0, len(missing), batch_size * world()):
+        mine = missing[start:start + batch_size * world()][rank()::world()]
+        written = generate(loaded, tokenizer, [asked[i] for i in mine], max_new_tokens, batch_size, decoding=decoding,
+                           seeds=mine)
+        for share in gather([[i, *prediction] for i, prediction in zip(mine, written)]):
+            known.update((i, Prediction(*prediction)) for i, *prediction in share)
+        if is_main():
+            save(known)
+    return [known[i] for i in range(len(asked))]
 
 # %% ../nbs/03_merge_and_eval.ipynb #cd4b6c2c
 def answers(
@@ -138,7 +155,7 @@ def answers(
     if tokenizer.chat_template != chat_template:
         raise UserError(f"{model} has another chat template than the adapter was trained with; train again")
     loaded, asked, greedy = load_model(model, inference_precision()), {name: chats(rows)}, f"{name}, greedy"
-    judged = likelihood(loaded, tokenizer, rows)
+    judged = likelihood(loaded, tokenizer, rows) if is_main() else None
     if training is not None:
         room = loaded.config.max_position_embeddings - settings["max_new_tokens"]
         longer, n = few_shot(asked[name], training, tokenizer, room, seed)
@@ -148,7 +165,7 @@ def answers(
     asked |= {greedy: asked[name]} if rules else {}
     found = {system: _columns(predict(model, loaded, tokenizer, asking, **settings,
                                       rules={} if system == greedy else rules)) for system, asking in asked.items()}
-    return found | {name: found[name].join(judged)}
+    return found | {name: found[name].join(judged)} if is_main() else found
 
 # %% ../nbs/03_merge_and_eval.ipynb #c26b4e05
 def _columns(predictions):
@@ -257,31 +274,37 @@ def evaluate(
 ) -> dict: # The content of the metrics file
     "Score base and merged model on held-out titles, side by side with controls."
     check_arguments(k=k, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
-    base = choose_base(base, root)
-    where = paths(base, root)
-    with stage_lock(where.root):
-        merged, base = merged_of(where, base)
-        rows, training, prepared = held_out(where.merged, where.root, k)
-        asked = dict(max_new_tokens=max_new_tokens, batch_size=batch_size or batch_rows())
-        decoding = merged.get("decoding", GREEDY)
-        shared = dict(rows=rows, chat_template=merged["plan"]["chat_template"], rules=decoding["rules"],
-                      cache=where.root / "cache/predictions")
-        described = answers(base, "base", training=training, seed=seed, **shared, **asked)
-        described |= answers(str(where.merged), "tuned", **shared, **asked)
-        check_differ(described["base"], described["tuned"])
-        question = prepared["arguments"]["question"]
-        table = measure(examples(rows, question, controls(rows, training), described), list(training["content"]))
-        metrics = dict(
-            k=len(rows), lead=leading_score(list(rows["content"])), base=merged["plan"]["base"],
-            question=question, source=prepared["arguments"]["source"],
-            decoding=dict(name=decoding["name"], rules=decoding["rules"], precision=inference_precision(), **asked),
-            seed=seed,
-            references_beyond_cap=float((table["reference_tokens"].dropna() > max_new_tokens).mean()),
-            **summarise(table, seed), data=prepared["data"], base_identity=merged["plan"]["base_identity"],
-            merged_identity=identity(str(where.merged)), merged=merged, hardware=hardware(),
-            versions=versions() | {name: version(name) for name in SCORING_LIBRARIES})
-        write_results(paths(base, where.root, len(rows)), metrics, table)
-        return metrics
+    with joined():
+        base = choose_base(base, root)
+        where = paths(base, root)
+        with stage_lock(where.root) if is_main() else nullcontext():
+            barrier() # the main process has the lock
+            merged, base = merged_of(where, base)
+            rows, training, prepared = held_out(where.merged, where.root, k)
+            asked = dict(max_new_tokens=max_new_tokens, batch_size=batch_size or batch_rows())
+            shared = dict(rows=rows, chat_template=merged["plan"]["chat_template"],
+                          rules=merged.get("decoding", GREEDY)["rules"], cache=where.root / "cache/predictions")
+            described = answers(base, "base", training=training, seed=seed, **shared, **asked)
+            described |= answers(str(where.merged), "tuned", **shared, **asked)
+            return from_main(_results, where, base, merged, rows, training, prepared, described, asked, seed)
+
+# %% ../nbs/03_merge_and_eval.ipynb #ra000302
+def _results(where, base, merged, rows, training, prepared, described, asked, seed):
+    "Measure what both models wrote, and write the files; returns the content of the metrics file."
+    check_differ(described["base"], described["tuned"])
+    question, decoding = prepared["arguments"]["question"], merged.get("decoding", GREEDY)
+    table = measure(examples(rows, question, controls(rows, training), described), list(training["content"]))
+    beyond = float((table["reference_tokens"].dropna() > asked["max_new_tokens"]).mean())
+    metrics = dict(
+        k=len(rows), lead=leading_score(list(rows["content"])), base=merged["plan"]["base"],
+        question=question, source=prepared["arguments"]["source"],
+        decoding=dict(name=decoding["name"], rules=decoding["rules"], precision=inference_precision(), **asked),
+        seed=seed, references_beyond_cap=beyond,
+        **summarise(table, seed), data=prepared["data"], base_identity=merged["plan"]["base_identity"],
+        merged_identity=identity(str(where.merged)), merged=merged, hardware=hardware(),
+        versions=versions() | {name: version(name) for name in SCORING_LIBRARIES})
+    write_results(paths(base, where.root, len(rows)), metrics, table)
+    return metrics
 
 # %% ../nbs/03_merge_and_eval.ipynb #4eb5bf6c
 amazon_ft_eval = command(evaluate)

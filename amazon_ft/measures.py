@@ -289,6 +289,7 @@ def title_share(
     known = set(known)
     return sum(word in known for word in words) / max(len(words), 1)
 
+# %% ../nbs/03a_measures.ipynb #8d047199
 def first_sentence(
     text: str, # Any text
 ) -> str:

@@ -126,6 +126,7 @@ def decide(
     model = load_model(str(folder), inference_precision()) if len(rows) else None
     return choose_decoding(model, tokenizer, rows, MAX_NEW_TOKENS)
 
+# %% ../nbs/03d_merge.ipynb #a574074c
 def seal(
     where: Paths, # From paths
     folder: Path, # With the merged model's files, not yet in its place
@@ -138,7 +139,7 @@ def seal(
     manifest = write_manifest(folder, "merge", **facts, decoding=decoding)
     if card_titles(where.merged / "README.md") is None:
         shutil.copy(where.merged / "README.md", folder)
-    print(f"merge: it decodes by {decoding['name']}: {rules_text(decoding['rules'])}")
+    print(f"merge: decoding rules {decoding['name']}: {rules_text(decoding['rules'])}")
     return manifest
 
 # %% ../nbs/03d_merge.ipynb #40bf39a4
@@ -154,6 +155,7 @@ def share(
         except OSError: # no hard links there; whatever else is wrong, the copy will meet it too
             shutil.copy2(source / name, dest / name)
 
+# %% ../nbs/03d_merge.ipynb #6df0a862
 def redecide(
     where: Paths, # From paths
     known: dict, # The merged model's manifest
@@ -173,13 +175,13 @@ def redecide(
         share([name for name in kept if name != "generation_config.json"], where.merged, folder)
         return seal(where, folder, tokenizer, decoding, facts)
 
-# %% ../nbs/03d_merge.ipynb #6df0a862
+# %% ../nbs/03d_merge.ipynb #9a6bdb76
 FIDELITY_ROWS = 8
 
 def merge(
     base: str = None, # The base model (default: the one that the workspace was trained with, else TinyLlama)
     root: str = None, # The workspace (default: $AMAZON_FT_ROOT, Google Drive in Colab, or ./amazon_ft_runs)
-    decoding: str = None, # Rules to decode by: a name as greedy, or auto: tried (default: the base's own, else auto)
+    decoding: str = None, # Decoding rules: greedy, another name, or auto: tried (default: the base's own, else auto)
 ) -> dict: # The merged model's manifest
     "Merge the trained adapter into its base: one fp16 model folder that needs nothing of this package."
     check_decoding(decoding)
@@ -191,22 +193,26 @@ def merge(
         known, given = find_manifest(where.merged, "merge"), given_decoding(base, decoding)
         if known and known["adapter"] == adapter:
             return redecide(where, known, decoding, given)
-        dataset, tokenizer = load_prepared(where.root)[0], load_tokenizer(base)
-        rows = dataset["validation" if len(dataset["validation"]) else "train"][:FIDELITY_ROWS]
-        before, effect = trained_logits(base, where.adapter, tokenizer, rows)
-        with atomic_dir(where.merged) as folder:
-            save_model(merged_model(base, where.adapter), tokenizer, folder)
-            agreement = fidelity(before, row_logits(load_model(str(folder), "fp32"), tokenizer, rows))
-            if agreement["top1"] < 0.99:
-                raise RuntimeError(f"the merged model disagrees with the trained one: {agreement}")
-            print(f"merge: agrees with the trained model on {agreement['top1']:.2%} of next tokens, "
-                  f"KL {agreement['kl']:.1e}")
-            facts = dict(base=trained["plan"]["base"], adapter=adapter, plan=trained["plan"], fidelity=agreement,
-                         effect=effect, hardware=hardware())
-            decided = given or decide(folder, tokenizer, where.root, trained["plan"])
-            manifest = seal(where, folder, tokenizer, decided, facts)
+        manifest = _merge_anew(where, base, adapter, trained["plan"], given)
     print(f"merge: wrote {where.merged}")
     return manifest
+
+# %% ../nbs/03d_merge.ipynb #6246f78b
+def _merge_anew(where, base, adapter, plan, given):
+    "Merge, compare, choose decoding rules if none are given, and write it all; the manifest."
+    dataset, tokenizer = load_prepared(where.root)[0], load_tokenizer(base)
+    rows = dataset["validation" if len(dataset["validation"]) else "train"][:FIDELITY_ROWS]
+    before, effect = trained_logits(base, where.adapter, tokenizer, rows)
+    with atomic_dir(where.merged) as folder:
+        save_model(merged_model(base, where.adapter), tokenizer, folder)
+        agreement = fidelity(before, row_logits(load_model(str(folder), "fp32"), tokenizer, rows))
+        if agreement["top1"] < 0.99:
+            raise RuntimeError(f"the merged model disagrees with the trained one: {agreement}")
+        print(f"merge: agrees with the trained model on {agreement['top1']:.2%} of next tokens, "
+              f"KL {agreement['kl']:.1e}")
+        facts = dict(base=plan["base"], adapter=adapter, plan=plan, fidelity=agreement, effect=effect,
+                     hardware=hardware())
+        return seal(where, folder, tokenizer, given or decide(folder, tokenizer, where.root, plan), facts)
 
 # %% ../nbs/03d_merge.ipynb #c96cc6d4
 amazon_ft_merge = command(merge)

@@ -10,8 +10,9 @@ __all__ = ['PLACE', 'GRACE_S', 'ENDED', 'TIMEOUT_MIN', 'rank', 'world', 'is_main
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from time import sleep
 
@@ -45,16 +46,23 @@ def joined():
         yield
         return
     before = dict(os.environ)
-    _begin()
+    _Run.rank, _Run.world = int(before["RANK"]), int(before["WORLD_SIZE"])
     try:
-        yield
+        _begin()
+        with redirect_stdout(sys.stdout if is_main() else StringIO()): # one of them speaks
+            yield
         barrier()
         _end()
     except UserError:
         if not is_main(): # the main process may have the same to say, and the launcher ends the others then
             sleep(GRACE_S)
         raise
+    except KeyboardInterrupt:
+        if is_main():
+            raise
+        sys.exit(130) # without a word
     finally:
+        _Run.rank, _Run.world, _Run.store = 0, 1, None
         os.environ.update(before)
 
 # %% ../nbs/00d_processes.ipynb #pr00000b
@@ -67,7 +75,7 @@ def _begin():
                         "accelerate launch --multi_gpu, or with torchrun")
     keep_to_gpu(int(os.environ["LOCAL_RANK"]))
     try:
-        _Run.store, _Run.rank, _Run.world = next(rendezvous("env://"))
+        _Run.store = next(rendezvous("env://"))[0]
     except DistError as error:
         raise UserError(f"no way to the other processes at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
                         f"({str(error).splitlines()[0]}); check --rdzv-endpoint and the network") from error
@@ -75,11 +83,15 @@ def _begin():
         os.environ.pop(name, None)
 
 def _end():
-    "Leave the other processes; the last to leave closes the door."
+    "Leave the other processes; the main one goes last, because the store may be its own."
     import torch.distributed as dist
     if dist.is_initialized():
         dist.destroy_process_group()
-    _Run.rank, _Run.world, _Run.store = 0, 1, None
+    _Run.talks += 1
+    _asked(_Run.store.set, f"{_Run.talks} {rank()}", "null")
+    if is_main():
+        for i in range(world()):
+            _hear(f"{_Run.talks} {i}")
 
 # %% ../nbs/00d_processes.ipynb #pr00000d
 def keep_to_gpu(

@@ -62,15 +62,17 @@ def _mean(found):
     "A difference, its interval and its p-value."
     return "{mean:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.2g}".format_map(found)
 
+# %% ../nbs/03c_report.ipynb #11c44f26
 def _sure(found, sign=1):
     "Whether a difference has this sign for sure."
     return min(sign * found["low"], sign * found["high"]) > 0 and found["p"] < 0.05
 
+# %% ../nbs/03c_report.ipynb #6dabcf92
 def _share(systems, system, name):
     "A share of a system's texts, with its interval."
     return "{mean:.1%} [{low:.1%}, {high:.1%}]".format_map(systems[system][name])
 
-# %% ../nbs/03c_report.ipynb #11c44f26
+# %% ../nbs/03c_report.ipynb #c2e4a358
 def _drafts(systems):
     "How many texts a shop could start from, with the reasons against the others."
     share = lambda system, name="usable": _share(systems, system, name)
@@ -79,6 +81,7 @@ def _drafts(systems):
             "That is: ended by itself, eight words or more, no run of eight twice, more than the title. Of the "
             f"references, {share('reference')} would pass.")
 
+# %% ../nbs/03c_report.ipynb #9df21832
 def _failures(metrics):
     "Sentences about loops and titles repeated, and the recipe's own comparison."
     systems, lead = metrics["systems"], metrics.get("lead", "rougeL")

@@ -6,12 +6,14 @@
 Model and rows are those of bench_train.py. 0 processes stands for the command without a launcher, 1 for the path of
 several with one process. All runs of a call share the machine; each is started anew. Loss and gradient norm are means
 over the first ten steps, at a constant learning rate, so they agree whatever the number of processes. `--out` adds to
-what the file holds, under `PROCESSES x EXAMPLES`. Without a GPU everything runs on the CPU, with Gloo: for trying out.
+what the file holds, under `PROCESSES x EXAMPLES`. With `--titles 10000` a catalogue is described instead, from loaded model to gathered
+texts. Without a GPU everything runs on the CPU, with Gloo: for trying out.
 """
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from argparse import ArgumentParser
 from pathlib import Path
@@ -123,7 +125,8 @@ def measure(model, n, examples, steps):
         first = [log for log in trainer.state.log_history if log.get("step", 99) <= COMPARED and "loss" in log]
         mean = {name: sum(float(log[name]) for log in first) / len(first) for name in ("loss", "grad_norm")}
         result = dict(
-            processes=n, examples=examples, steps=steps - warm, seconds_a_step=(timer.end - timer.start) / (steps - warm),
+            processes=n, examples=examples, steps=steps - warm,
+            seconds_a_step=(timer.end - timer.start) / (steps - warm),
             tokens_per_s=tokens / (timer.end - timer.start), **mean, warm_up_s=timer.start - began,
             imbalance=imbalance(rows, examples, max(1, n)), all_reduce_ms=alone,
             all_reduce_mb=trainer.step.sums.numel() * 4 / 1e6, shapes=len(trainer.step.recordings),
@@ -135,15 +138,38 @@ def measure(model, n, examples, steps):
             print("RESULT " + json.dumps(result), flush=True)
 
 
+def describe(model, n, titles):
+    "Time a catalogue's titles from loaded model to gathered texts, and print as `measure` does."
+    from amazon_ft.processes import barrier, is_main, joined
+    with joined():
+        from amazon_ft import demo
+        from amazon_ft.core import QUESTION
+        from amazon_ft.models import hardware
+        made_up = [f"Product {i} of steel and oak, {i % 97} inches" for i in range(titles)]
+        began = time.perf_counter()
+        demo.describe(model, made_up[:4], max_new_tokens=8)
+        parts = Path(os.environ["PARTS"])
+        barrier()
+        start = now()
+        texts = demo._describe_in_parts(parts, demo._part_rows(titles), model, made_up, QUESTION, 256, {})
+        barrier()
+        seconds = now() - start
+        if is_main():
+            print("RESULT " + json.dumps(dict(
+                processes=n, titles=len(texts), seconds=seconds, titles_per_s=titles / seconds, load_s=start - began,
+                hardware=hardware(), versions=_versions("ours"))), flush=True)
+
+
 def launch(n, examples, args):
     "Measure in `n` processes; the result, or None after a word of what went wrong."
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)] if n else []
     command = [sys.executable, *launcher, __file__, "--model", str(args.model), "--processes", str(n),
-               "--examples", str(examples), "--steps", str(args.steps), "--one"]
+               "--examples", str(examples), "--steps", str(args.steps), "--titles", str(args.titles), "--one"]
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), root]))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as parts:
+        done = subprocess.run(command, env=environment | {"PARTS": parts}, capture_output=True, text=True)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             return json.loads(line.removeprefix("RESULT "))
@@ -157,10 +183,13 @@ def main():
     parser.add_argument("--processes", default="0,1,2", help="how many, by comma; 0 is without a launcher")
     parser.add_argument("--examples", default="16,64", help="examples a step, by comma")
     parser.add_argument("--steps", type=int, default=300, help="steps; the second half is timed")
+    parser.add_argument("--titles", type=int, default=0, help="describe so many titles instead of training")
     parser.add_argument("--one", action="store_true", help="measure in this very process")
     parser.add_argument("--out", type=Path, help="JSON file to add the results to")
     args = parser.parse_args()
     pairs = [(int(n), int(e)) for e in args.examples.split(",") for n in args.processes.split(",")]
+    if args.one and args.titles:
+        return describe(str(args.model), pairs[0][0], args.titles)
     if args.one:
         return measure(str(args.model), *pairs[0], args.steps)
     for n, examples in pairs:
@@ -170,7 +199,8 @@ def main():
         print(json.dumps(shown), flush=True)
         if args.out:
             results = json.loads(args.out.read_text()) if args.out.exists() else {}
-            args.out.write_text(json.dumps(results | {f"{n} x {examples}": result}, indent=1) + "\n")
+            results[f"{n} x {args.titles} titles" if args.titles else f"{n} x {examples}"] = result
+            args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
