@@ -47,8 +47,8 @@ ORIGIN = """## Where it comes from
 {terms}
 """
 UNSETTLED = ("The base's licence covers the base alone. No licence is known for the texts it was tuned on "
-             "(`{source}`); AmazonTitles-1.3MM comes without one. Whether weights that learned from such texts may be passed on "
-             "or sold is not settled, hence `license: unknown`.")
+             "(`{source}`); AmazonTitles-1.3MM comes without one. Whether weights that learned from such texts may be "
+             "passed on or sold is not settled, hence `license: unknown`.")
 SETTLED = "The texts it was tuned on are amazon_ft's own sample, under Apache-2.0, so the base's licence applies."
 
 # %% ../nbs/09_publish.ipynb #d0295b8d
