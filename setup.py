@@ -26,7 +26,13 @@ setup(
     classifiers=[
         f"Development Status :: {statuses[int(cfg['status']) - 1]}",
         f"Intended Audience :: {cfg['audience']}",
+        "Intended Audience :: Science/Research",
         f"Natural Language :: {cfg['language']}",
+        "Natural Language :: Portuguese (Brazilian)",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Framework :: Jupyter",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Linguistic",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
@@ -36,7 +42,7 @@ setup(
     package_data={lib: ["assets/**/*"]},
     include_package_data=False,
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "ray")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{lib}={lib}._modidx:d"],

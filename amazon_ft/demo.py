@@ -11,9 +11,11 @@ import csv
 import json
 import os
 import shutil
-from functools import lru_cache
+from contextlib import nullcontext
+from functools import lru_cache, partial
 from hashlib import sha256
 from io import BytesIO
+from math import ceil
 from pathlib import Path
 from threading import Event
 from time import perf_counter
@@ -21,11 +23,14 @@ from typing import NamedTuple
 
 from .core import *
 from .artefacts import *
+from .decoding import *
 from .generate import *
 from .models import *
 from .rules import *
 from .catalogue import read_catalogue
+from .cluster import map_blocks
 from .files import find_files
+from .processes import *
 from .truth import unsupported
 
 # %% ../nbs/04_demo_inference.ipynb #4a4d8ca2
@@ -34,10 +39,13 @@ def describe(
     titles: list, # Product titles
     question: str = QUESTION, # What the shopper asks
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
+    rules: dict = None, # Of decoding, as arguments of generation_config (default: the model's own, see model_rules)
 ) -> list: # A description for each title
     "Descriptions of products by one model."
     loaded, tokenizer = _load(model, _written(model))
-    predictions = generate(loaded, tokenizer, [chat(title, question) for title in titles], max_new_tokens)
+    decoding = generation_config(tokenizer, max_new_tokens, **model_rules(model) if rules is None else rules)
+    asked = [chat(title, question) for title in titles]
+    predictions = generate(loaded, tokenizer, asked, max_new_tokens, decoding=decoding)
     return [without_prefix(prediction.text) for prediction in predictions]
 
 # %% ../nbs/04_demo_inference.ipynb #b0f58818
@@ -73,7 +81,9 @@ def before_after(
     root: str = None, # The workspace (see workspace)
 ) -> dict: # The descriptions by `base` and by the merged model, `tuned`
     "The texts for a title before and after training."
-    return {name: describe(model, [title], question)[0] for name, (model, _) in model_pair(base, root).items()}
+    pair = model_pair(base, root)
+    rules = model_rules(pair["tuned"][0])
+    return {name: describe(model, [title], question, rules=rules)[0] for name, (model, _) in pair.items()}
 
 # %% ../nbs/04_demo_inference.ipynb #0cfb2c9f
 def write_catalogue(
@@ -125,11 +135,16 @@ def without_formulas(
 # %% ../nbs/04_demo_inference.ipynb #785c44e4
 PART_ROWS = 256
 
+def _part_rows(n):
+    "How many of `n` titles a part holds: on a GPU, which wants company, a quarter of them up to 4,096."
+    import torch
+    return ceil(n / (4 * ceil(n / (4 * 4096)))) if n and torch.cuda.is_available() else PART_ROWS
+
 # %% ../nbs/04_demo_inference.ipynb #f8f647cc
 def _claim_parts(folder, plan):
     "The folder of finished parts, emptied unless it belongs to this very plan."
     file = folder / "plan.json"
-    if not file.exists() or _kept(file) != plan:
+    if _kept(file) != plan:
         if folder.exists():
             shutil.rmtree(folder)
         _keep(file, plan)
@@ -143,36 +158,36 @@ def _keep(file, content):
 
 # %% ../nbs/04_demo_inference.ipynb #05333bed
 def _kept(file):
-    "The content that `_keep` stored; `None` if the file is damaged."
+    "The content that `_keep` stored; `None` if the file is missing or damaged."
     try:
-        found = read_json(file, "it is made again")
+        found = read_json(file, "it is made again") if file.exists() else {}
     except Damaged:
         return None
     text = str(found.get("content"))
     return json.loads(text) if sha256(text.encode()).hexdigest() == found.get("digest") else None
 
 # %% ../nbs/04_demo_inference.ipynb #ccf0e2be
-def _describe_part(model, titles, question, max_new_tokens):
+def _describe_part(model, titles, question, max_new_tokens, rules):
     "A description for each title; equal titles are asked once, empty ones not at all."
     distinct = [title for title in dict.fromkeys(titles) if title]
-    known = dict(zip(distinct, describe(model, distinct, question, max_new_tokens))) if distinct else {}
+    known = dict(zip(distinct, describe(model, distinct, question, max_new_tokens, rules))) if distinct else {}
     return [known.get(title, "") for title in titles]
 
 # %% ../nbs/04_demo_inference.ipynb #edfa3efc
-def _describe_in_parts(parts, model, titles, question, max_new_tokens):
-    "A description for each title, by parts; those that are there already are taken as they are."
+def _describe_in_parts(parts, size, model, titles, question, max_new_tokens, rules):
+    "Make the missing parts, dealt to the processes; returns a description for each title in the main process."
     from tqdm.auto import tqdm
-    described = []
-    starts = range(0, len(titles), PART_ROWS)
-    for start in tqdm(starts, desc="catalogue", unit="part", leave=False, disable=len(starts) < 2):
-        part, some = parts / f"{start}.json", titles[start:start + PART_ROWS]
-        texts = _kept(part) if part.exists() else None
-        if texts is None:
+    files = {start: parts / f"{start}.json" for start in range(0, len(titles), size)}
+    missing = from_main(lambda: [start for start, file in files.items() if _kept(file) is None])[rank()::world()]
+    for start in tqdm(missing, desc="catalogue", unit="part", leave=False, disable=len(missing) < 2 or not is_main()):
+        some = titles[start:start + size]
+        if is_main():
             print(f"generate: rows {start + 1} to {start + len(some)} of {len(titles)}")
-            texts = _describe_part(model, some, question, max_new_tokens)
-            _keep(part, texts)
-        described += texts
-    return described
+        _keep(files[start], _describe_part(model, some, question, max_new_tokens, rules))
+    barrier()
+    if lost := is_main() and [file for file in files.values() if not file.exists()]:
+        raise UserError(f"{lost[0]} is missing; processes on several machines must share the folder of --out")
+    return [text for file in files.values() for text in _kept(file)] if is_main() else None
 
 # %% ../nbs/04_demo_inference.ipynb #f615b4a7
 DESCRIPTION = "generated_description"
@@ -190,26 +205,51 @@ def generate_catalogue(
     encoding: str = "utf-8", # Of the source; the output is UTF-8
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
     no_formulas: bool = False, # Put ' before cells that a spreadsheet would run: those that begin with = + - or @
+    ray: bool = False, # On Ray: `source` may be a folder, a pattern or an address, `out` is a folder of Parquet files
+    ray_address: str = None, # Of a running cluster (default: $RAY_ADDRESS, or this machine alone)
+    actors: int = None, # Models at work on Ray (default: one a GPU, or one a machine where there is no GPU)
+    block_rows: int = 4096, # Rows that an actor takes at a time
 ):
     "Write a description for every product of a catalogue; rows without a title get an empty one."
-    check_arguments(max_new_tokens=max_new_tokens)
-    table, out = read_catalogue(source, title_column, encoding), Path(out)
-    file, = find_files(str(source))
-    _check_output(table, file, out, column)
-    model = model or model_pair(base, root)["tuned"][0]
-    titles = list(table[title_column].str.strip())
-    plan = dict(model=identity(model), source=digest(file), title_column=title_column, question=question,
-                encoding=encoding, max_new_tokens=max_new_tokens, format=prompt_format())
+    check_arguments(max_new_tokens=max_new_tokens, actors=actors, block_rows=block_rows)
+    choose = lambda: model or model_pair(base, root)["tuned"][0]
+    asked = dict(title_column=title_column, question=question, max_new_tokens=max_new_tokens)
+    read = partial(read_catalogue, title_column=title_column, encoding=encoding)
+    if ray:
+        added = dict(column=column, no_formulas=no_formulas)
+        return _describe_on_ray(source, out, choose(), asked | added, encoding, read, block_rows, actors, ray_address)
+    with joined():
+        table, out = read(source), Path(out)
+        file, = find_files(str(source))
+        _check_output(table, file, out, column)
+        model = choose()
+        titles, rules = _titles(table, title_column), model_rules(model)
+        size = _part_rows(len(titles))
+        plan = asked | dict(model=identity(model), source=digest(file), encoding=encoding, decoding=rules,
+                            part_rows=size, format=prompt_format())
+        with _writing(out):
+            parts = Path(from_main(lambda: str(_claim_parts(out.with_name(f".{out.name}.parts"), plan))))
+            described = _describe_in_parts(parts, size, model, titles, question, max_new_tokens, rules)
+            if is_main():
+                table.insert(len(table.columns), column, described)
+                write_catalogue(without_formulas(table) if no_formulas else table, out)
+                shutil.rmtree(parts)
+                print(f"generate: wrote {out}, {sum(map(bool, described))} of {len(described)} rows described")
+
+# %% ../nbs/04_demo_inference.ipynb #90755301
+def _titles(table, column):
+    "The titles of a catalogue, without spaces around them."
+    return list(table[column].str.strip())
+
+# %% ../nbs/04_demo_inference.ipynb #17e63981
+def _writing(out):
+    "The lock of an output, which the main process holds for all."
+    if not is_main():
+        return nullcontext()
     lock = out.with_name(f".{out.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.touch() # which says so if the place is read-only
-    with file_lock(lock, f"writing {out}"):
-        parts = _claim_parts(out.with_name(f".{out.name}.parts"), plan)
-        described = _describe_in_parts(parts, model, titles, question, max_new_tokens)
-        table.insert(len(table.columns), column, described)
-        write_catalogue(without_formulas(table) if no_formulas else table, out)
-        shutil.rmtree(parts)
-    print(f"generate: wrote {out}, {sum(map(bool, described))} of {len(described)} rows described")
+    return file_lock(lock, f"writing {out}")
 
 # %% ../nbs/04_demo_inference.ipynb #92766de9
 def _check_output(table, source, out, column):
@@ -221,6 +261,25 @@ def _check_output(table, source, out, column):
     if out.exists() and out.samefile(source):
         raise UserError(f"--out {out} is the source itself; name another file")
     _check_format(table, out)
+
+# %% ../nbs/04_demo_inference.ipynb #50e33b59
+def _describe_table(table, model, title_column, question, max_new_tokens, decoding, column, no_formulas):
+    "A block of a catalogue with its descriptions."
+    if column in table:
+        raise UserError(f"the source has a column {column!r} already; name the new one with --column")
+    described = _describe_part(model, _titles(table, title_column), question, max_new_tokens, decoding)
+    table = table.assign(**{column: described})
+    return without_formulas(table) if no_formulas else table
+
+# %% ../nbs/04_demo_inference.ipynb #eecacc54
+def _describe_on_ray(source, out, model, asked, encoding, read, rows, actors, address):
+    "Describe what `out` does not hold yet."
+    asked = asked | dict(decoding=model_rules(model))
+    plan = asked | dict(model=identity(model), encoding=encoding, format=prompt_format())
+    model = pinned(model) if on_hub(model) else str(Path(locate(model)).absolute())
+    function = partial(_describe_table, model=model, **asked)
+    before, new = map_blocks(source, out, function, plan, read, rows, actors, address)
+    print(f"generate: {out} has {before + len(new)} blocks, {before} of them from before; {sum(new)} rows described")
 
 # %% ../nbs/04_demo_inference.ipynb #c474481b
 amazon_ft_generate = command(generate_catalogue)
@@ -238,17 +297,17 @@ def stream(
     title: str, # A product's title
     question: str = QUESTION, # What the shopper asks
     max_new_tokens: int = 256, # Cap on the description's length, in tokens
-    temperature: float = 0, # 0 takes the likeliest token each time; above, tokens are drawn
-    top_p: float = 1, # Draw from the likeliest tokens that have this probability together
+    rules: dict = None, # Of decoding, as arguments of generation_config (default: the model's own, see model_rules)
     seed: int = 42, # Of the draw
 ):
     "Yield an `Answer` for each new word, the last one whole."
-    check_arguments(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    rules = model_rules(model) if rules is None else rules
+    check_arguments(max_new_tokens=max_new_tokens, seed=seed, **rules)
     loaded, tokenizer = _load(model, _written(model))
-    rules = generation_config(tokenizer, max_new_tokens, temperature, top_p)
+    decoding = generation_config(tokenizer, max_new_tokens, **rules)
     start, ids, shown = perf_counter(), [], ""
     answer = lambda text: Answer(without_prefix(text), len(ids), perf_counter() - start)
-    for token in stream_tokens(loaded, tokenizer, chat(title, question), max_new_tokens, rules, seed):
+    for token in stream_tokens(loaded, tokenizer, chat(title, question), max_new_tokens, decoding, seed):
         ids.append(token)
         text = tokenizer.decode(ids, skip_special_tokens=True).lstrip()
         if len(words := text[:text.rfind(" ") + 1]) > len(shown):

@@ -212,7 +212,7 @@ def merged_of(
 def recommended(
     base: str, # A hub id, a folder, or `tiny`
 ) -> dict: # For instance `{"learning_rate": 0.005}`; empty if the base recommends nothing
-    "The training settings that a base's own `recipe.json` recommends."
+    "The settings of training and decoding that a base's own `recipe.json` recommends."
     file = fetch(base) / "recipe.json"
     return read_json(file, "mend it, or remove it") if file.exists() else {}
 

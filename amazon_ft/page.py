@@ -23,6 +23,7 @@ from .core import *
 from .artefacts import *
 from .models import *
 from .catalogue import read_catalogue
+from .decoding import model_rules, rules_text
 from .demo import before_after, generate_catalogue, marked, model_pair, stream
 from .evaluate import nearest_titles
 from .jury import rating_tab
@@ -58,14 +59,14 @@ def _question_box(elem_id):
                        info="Choose one or type your own", elem_id=elem_id)
 
 # %% ../nbs/04b_page.ipynb #edfbb390
-def _answers(models, title, question, temperature, top_p, max_new_tokens, seed):
+def _answers(models, title, question, rules, max_new_tokens, seed):
     "The contents of both columns each time that a word is added."
     title, question = checked(title), checked(question, "question", QUESTION_CHARS)
     if seed is None:
         raise UserError("Give a seed.")
     shown = dict(base=([], ""), tuned=([], ""))
     for name, (model, _) in models.items():
-        for answer in stream(model, title, question, int(max_new_tokens), temperature, top_p, int(seed)):
+        for answer in stream(model, title, question, int(max_new_tokens), rules, int(seed)):
             speed = f"{answer.n_tokens} tokens, {answer.n_tokens / answer.seconds:.0f} tokens/s"
             shown[name] = marked(answer.text, title, question), speed
             yield *shown["base"], *shown["tuned"]
@@ -83,14 +84,19 @@ def _nearest(training, title):
     return "".join(found) or "<p>No training title shares a word with this one.</p>"
 
 # %% ../nbs/04b_page.ipynb #839c74ab
-def _controls():
-    "Sliders for decoding, closed at first."
+def _controls(rules):
+    "Sliders for decoding, closed at first, with the merged model's rules."
     import gradio as gr
-    with gr.Accordion("Decoding: greedy unless changed here", open=False):
-        return [gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy: always the likeliest token"),
-                gr.Slider(0.1, 1, 1, step=0.05, label="Top-p", info="Counts above temperature 0"),
+    found = lambda name, default: rules.get(name, default)
+    with gr.Accordion(f"Decoding: {rules_text(rules)}, unless changed here", open=False):
+        return [gr.Slider(0, 2, found("temperature", 0), step=0.1, label="Temperature",
+                          info="0: always the likeliest token"),
+                gr.Slider(0.1, 1, found("top_p", 1), step=0.05, label="Top-p", info="Counts above temperature 0"),
                 gr.Slider(16, 512, 256, step=16, label="Longest answer, in tokens"),
-                gr.Number(42, label="Seed", precision=0, minimum=0, maximum=2**31)]
+                gr.Number(42, label="Seed", precision=0, minimum=0, maximum=2**31),
+                gr.Slider(1, 2, found("repetition_penalty", 1), step=0.05, label="Repetition penalty", info="1: none"),
+                gr.Slider(0, 16, found("no_repeat_ngram_size", 0), step=1, label="No run of so many tokens twice",
+                          info="0: all may repeat")]
 
 # %% ../nbs/04b_page.ipynb #243dad18
 def _columns(models):
@@ -113,12 +119,16 @@ def _columns(models):
 def _compare_tab(models, training, examples):
     "Title and question to two descriptions side by side, and the nearest products of training."
     import gradio as gr
-    def compare(title, question, temperature=0, top_p=1, max_new_tokens=256, seed=42):
-        yield from _answers(models, title, question, temperature, top_p, max_new_tokens, seed)
+    rules = model_rules(models["tuned"][0])
+    def compare(title, question, temperature, top_p, max_new_tokens, seed, repetition_penalty,
+                no_repeat_ngram_size):
+        changed = rules | dict(temperature=temperature, top_p=top_p, repetition_penalty=repetition_penalty,
+                               no_repeat_ngram_size=int(no_repeat_ngram_size))
+        yield from _answers(models, title, question, changed, max_new_tokens, seed)
     title = gr.Textbox(label="Title", max_lines=4, autofocus=True, elem_id="title", info="Press Enter to ask")
     if examples:
         gr.Examples([[each] for each in examples], title, label="Titles that the model has not seen")
-    question, controls = _question_box("question"), _controls()
+    question, controls = _question_box("question"), _controls(rules)
     with gr.Row():
         ask = gr.Button("Describe", variant="primary", min_width=80, elem_id="ask")
         stop, clear = gr.Button("Stop", min_width=80), gr.Button("Clear", min_width=80)

@@ -15,6 +15,7 @@ from textwrap import shorten, wrap
 
 from .core import *
 from .artefacts import *
+from .decoding import rules_text
 from .models import *
 from .jury import preference, win_rate
 from .measures import *
@@ -23,13 +24,14 @@ from .merge import card_titles, signed
 # %% ../nbs/03c_report.ipynb #f201146b
 def results_table(
     metrics: dict, # From evaluate, or read from the metrics file
-    measures: tuple = None, # Names of measures (default: ROUGE-1 and ROUGE-L, or chrF and these where chrF leads)
+    measures: tuple = None, # Names of measures (default: ROUGE-1, ROUGE-L, usable; chrF before them where it leads)
 ):
     "A table of systems and their means with intervals, for people."
     import pandas as pd
-    measures = measures or (("chrf",) if metrics.get("lead") == "chrf" else ()) + ("rouge1", "rougeL")
+    measures = measures or (("chrf",) if metrics.get("lead") == "chrf" else ()) + ("rouge1", "rougeL", "usable")
     cell = lambda found: "{mean:.3f} [{low:.3f}, {high:.3f}]".format_map(found) if found else ""
     rows = metrics["systems"] | {"gain, tuned over base": metrics["gain"]}
+    rows |= {"gain, both greedy": metrics["gain_greedy"]} if metrics.get("gain_greedy") else {}
     shown = {name: {m: cell(found.get(m)) for m in measures} for name, found in rows.items()}
     table = pd.DataFrame(shown).T
     return table[(table != "").any(axis=1)]
@@ -43,19 +45,57 @@ def conclusions(
     "What the intervals allow us to say."
     lead = metrics.get("lead", "rougeL")
     name, gain, search = NAMES[lead], metrics["gain"][lead], metrics["over_retrieval"][lead]
-    mean = "{mean:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.2g}".format_map
-    sure = lambda found, sign: min(sign * found["low"], sign * found["high"]) > 0 and found["p"] < 0.05
-    verdict = "is better than" if sure(gain, 1) else "is worse than" if sure(gain, -1) else "**cannot be told from**"
-    over = "beats" if sure(search, 1) else "**does not beat**"
+    verdict = "is better than" if _sure(gain) else "is worse than" if _sure(gain, -1) else "**cannot be told from**"
+    over = lambda found: "beats" if _sure(found) else "**does not beat**"
     scripts = ["Most references hold letters that ROUGE does not count, so this report goes by chrF."]
     return [
-        f"In {name} the tuned model {verdict} the base: {mean(gain)}; better on {gain['wins']} titles, equal on "
+        f"In {name} the tuned model {verdict} the base: {_mean(gain)}; better on {gain['wins']} titles, equal on "
         f"{gain['ties']}, worse on {gain['losses']}; {_enough(gain, metrics['k'])}.",
-        f"In {name} the tuned model {over} the description of the nearest training title: {mean(search)}; "
-        f"{_enough(search, metrics['k'])}.",
-        *scripts * (lead == "chrf"), *_shares(metrics), preference(metrics["preference"])]
+        _drafts(metrics["systems"]),
+        f"In {name} the tuned model {over(search)} the description of the nearest training title: {_mean(search)}; "
+        f"{_enough(search, metrics['k'])}. It {over(metrics['over_copy'][lead])} a copy of the title: "
+        f"{_mean(metrics['over_copy'][lead])}.",
+        *scripts * (lead == "chrf"), *_failures(metrics), *_shares(metrics), preference(metrics["preference"])]
 
 # %% ../nbs/03c_report.ipynb #206f9510
+def _mean(found):
+    "A difference, its interval and its p-value."
+    return "{mean:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.2g}".format_map(found)
+
+# %% ../nbs/03c_report.ipynb #11c44f26
+def _sure(found, sign=1):
+    "Whether a difference has this sign for sure."
+    return min(sign * found["low"], sign * found["high"]) > 0 and found["p"] < 0.05
+
+# %% ../nbs/03c_report.ipynb #6dabcf92
+def _share(systems, system, name):
+    "A share of a system's texts, with its interval."
+    return "{mean:.1%} [{low:.1%}, {high:.1%}]".format_map(systems[system][name])
+
+# %% ../nbs/03c_report.ipynb #c2e4a358
+def _drafts(systems):
+    "How many texts a shop could start from, with the reasons against the others."
+    share = lambda system, name="usable": _share(systems, system, name)
+    greedy = f", both greedy {share('tuned, greedy')} and {share('base, greedy')}" if "tuned, greedy" in systems else ""
+    return (f"Usable as a draft: {share('tuned')} of the tuned model's descriptions (base {share('base')}{greedy}). "
+            "That is: ended by itself, eight words or more, no run of eight twice, more than the title. Of the "
+            f"references, {share('reference')} would pass.")
+
+# %% ../nbs/03c_report.ipynb #9df21832
+def _failures(metrics):
+    "Sentences about loops and titles repeated, and the recipe's own comparison."
+    systems, lead = metrics["systems"], metrics.get("lead", "rougeL")
+    share = lambda system, name: _share(systems, system, name)
+    found = [f"{share('tuned', 'loops')} of its descriptions loop, {share('tuned', 'title_only')} only repeat the "
+             f"title, and {share('tuned', 'title_first')} begin with a sentence that does; of the references, "
+             f"{share('reference', 'loops')}, {share('reference', 'title_only')} and "
+             f"{share('reference', 'title_first')}."]
+    if metrics.get("gain_greedy"):
+        found.append(f"Under the recipe's plain greedy decoding, the gain over the base in {NAMES[lead]} is "
+                     f"{_mean(metrics['gain_greedy'][lead])}.")
+    return found
+
+# %% ../nbs/03c_report.ipynb #7cf3058c
 def _enough(gain, k):
     "Whether `k` titles suffice to find a gain of this size."
     if gain["k_needed"] is None:
@@ -66,7 +106,7 @@ def _enough(gain, k):
 def _shares(metrics):
     "Sentences about prefix and length, unsupported specifics and memory."
     systems = metrics["systems"]
-    share = lambda system, name: "{mean:.1%} [{low:.1%}, {high:.1%}]".format_map(systems[system][name])
+    share = lambda system, name: _share(systems, system, name)
     found = [f"It followed the prefix in {share('tuned', 'prefixed')} of its descriptions and ended "
              f"{share('tuned', 'stopped')} by itself; {metrics['references_beyond_cap']:.1%} of the references are "
              f"longer than the cap of {metrics['decoding']['max_new_tokens']} tokens."]
@@ -116,9 +156,9 @@ def _plot_lengths(axes, metrics, by):
     axes.legend(fontsize="x-small")
 
 # %% ../nbs/03c_report.ipynb #3f2c301e
-TABLES = (("rouge1", "rougeL", "chrf"), ("rouge2", "rouge1_prefixed", "rougeL_prefixed"), ("nll_token", "nll_char"),
-          ("prefixed", "stopped"), ("length_ratio", "longest_repeat", "distinct2"),
-          ("unsupported_share", "invented_share", "memorised"))
+TABLES = (("rouge1", "rougeL", "chrf", "usable"), ("rouge2", "rouge1_prefixed", "rougeL_prefixed"),
+          ("nll_token", "nll_char"), ("prefixed", "stopped", "loops", "title_only", "title_first"),
+          ("length_ratio", "longest_repeat", "distinct2"), ("unsupported_share", "invented_share", "memorised"))
 
 def report(
     metrics: dict, # From evaluate
@@ -127,7 +167,7 @@ def report(
 ) -> str: # Markdown without a title
     "The evaluation for people."
     first, *others = TABLES
-    ordered = (first[::-1] if metrics.get("lead") == "chrf" else first, *others)
+    ordered = (("chrf", "rougeL", "rouge1", "usable") if metrics.get("lead") == "chrf" else first, *others)
     tables = "\n\n".join(results_table(metrics, measures).to_markdown() for measures in ordered)
     how = metrics["decoding"]
     claims = "\n".join(f"- {sentence}" for sentence in conclusions(metrics))
@@ -138,7 +178,10 @@ def report(
 ## All results
 
 Means over {metrics["k"]} held-out titles with 95 % bootstrap intervals (BCa). ROUGE and chrF against the references,
-words not stemmed, without the prefix; `_prefixed` with it on both sides. `nll`: nats of the reference, less is better.
+words not stemmed, without the prefix; `_prefixed` with it on both sides. `usable` as a draft: ended by the model itself
+(`stopped`), eight words or more, no run of eight words twice (`loops`), not only the title again (`title_only`: eight
+of ten words stand in it; `title_first`: so it is with the first sentence). `nll`: nats of the reference, less is
+better.
 `length_ratio`: words over the reference's words. `longest_repeat`: words. `unsupported_share`: of the specifics, those
 that neither title nor question supports; `invented_share`: nor the reference. `memorised`: runs of eight words that
 occur verbatim in the training split. All but `nll` and `length_ratio` take the first {SCORED_CHARS:,} characters of a
@@ -157,13 +200,19 @@ them whole.
 
 ## How it was measured
 
-Greedy decoding in {how["precision"]}, at most {how["max_new_tokens"]} new tokens, batches of up to {how["batch_size"]},
-on {metrics["hardware"]}. Base `{metrics["base"]}`, merged weights `{metrics["merged_identity"][:16]}`, data
-`{metrics["data"][:16]}`, seed {metrics["seed"]}.
+Decoding of base and tuned model alike: {_decoded(how)}. In {how["precision"]}, at most {how["max_new_tokens"]} new
+tokens, batches of up to {how["batch_size"]}, on {metrics["hardware"]}. Base `{metrics["base"]}`, merged weights
+`{metrics["merged_identity"][:16]}`, data `{metrics["data"][:16]}`, seed {metrics["seed"]}.
 
 ROUGE and chrF count what two texts share and cannot judge truth. Specifics are found by patterns and by lists of
 English words: names at the beginning of a sentence are missed, and words of headings are taken for names.
 """
+
+# %% ../nbs/03c_report.ipynb #ef9f91f8
+def _decoded(how):
+    "The rules of an evaluation in words."
+    chosen = f"{rules_text(how['rules'])} (the merged model's rules, {how['name']})"
+    return f"{chosen}; plainly greedy where a system's name says so" if how["rules"] else rules_text({})
 
 # %% ../nbs/03c_report.ipynb #b450dfaf
 def _examples(metrics, table):
@@ -255,7 +304,7 @@ def write_results(
     atomic_write(where.metrics, json.dumps(metrics, indent=2) + "\n")
     print(f"evaluate: {metrics['k']} held-out titles, mean F-measure and 95 % interval")
     print(results_table(metrics).to_string())
-    for sentence in conclusions(metrics)[:2]:
+    for sentence in conclusions(metrics)[:3]:
         print(*wrap(f"evaluate: {sentence.replace('**', '')}", width=80, subsequent_indent="  "), sep="\n")
     print(f"evaluate: wrote {where.metrics},\n  and beside it side_by_side, improved_examples ({n_improved} rows), "
           f"examples,\n  plots and report\nevaluate: {where.merged / 'README.md'}\n  {fate}")

@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['ROUND', 'CPU_TOKENS', 'COMPILE_STEPS', 'pack', 'micro_batches', 'packed_attention', 'varlen_kernel', 'padded_places',
-           'completion_loss', 'Execution', 'Step', 'padded_row', 'compiled_for_all_lengths', 'hashed_dropout',
-           'multiplied_weights', 'matmul_rate', 'choose_execution']
+           'completion_loss', 'Execution', 'Step', 'hashed_dropout', 'feature_keys', 'padded_row',
+           'compiled_for_all_lengths', 'multiplied_weights', 'matmul_rate', 'choose_execution']
 
 # %% ../nbs/02a_packed_step.ipynb #a1927bdc
 from functools import cache, partial
 from importlib.util import find_spec
 from math import ceil
 from time import perf_counter
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from fastcore.basics import patch
 
 from .core import *
 from .models import *
+from .processes import *
 
 # %% ../nbs/02a_packed_step.ipynb #3ccfd1b5
 def pack(
-    examples: list, # Encoded examples: dicts of arrays `input_ids` and `labels`
+    examples: list, # Encoded examples: dicts of arrays `input_ids` and `labels`, in training with `draws` for dropout
 ) -> dict: # Arrays: `input_ids`, `position_ids`, `keep` (positions that predict), `labels` of these, `boundaries`
     "Examples one behind the other in one row."
     import numpy as np
@@ -29,9 +31,12 @@ def pack(
     labels = np.concatenate([example["labels"] for example in examples])
     following = np.append(labels[1:], -100) # an example begins with its prompt, so none predicts the next one's start
     keep = np.flatnonzero(following != -100)
-    return dict(input_ids=np.concatenate([example["input_ids"] for example in examples]),
-                position_ids=np.concatenate([np.arange(n) for n in lengths]), keep=keep, labels=following[keep],
-                boundaries=np.cumsum([0] + lengths, dtype=np.int32))
+    row = dict(input_ids=np.concatenate([example["input_ids"] for example in examples]),
+               position_ids=np.concatenate([np.arange(n) for n in lengths]), keep=keep, labels=following[keep],
+               boundaries=np.cumsum([0] + lengths, dtype=np.int32))
+    if "draws" in examples[0]:
+        row["draws"] = np.concatenate([example["draws"] for example in examples])
+    return row
 
 # %% ../nbs/02a_packed_step.ipynb #138c82ea
 def micro_batches(
@@ -46,6 +51,7 @@ def micro_batches(
             rows.append(row := [])
         row.append(example)
     return rows
+
 
 
 # %% ../nbs/02a_packed_step.ipynb #eb6786b2
@@ -136,36 +142,44 @@ class Step:
         self.weights = list(named.values())
         self.copies = {name: torch.nn.Parameter(weight.detach().to(torch_dtype(precision)))
                        for name, weight in named.items()}
-        self.gradients, self.latest = ([torch.zeros_like(weight) for weight in self.weights] for _ in range(2))
         self.device, self.recordings, self.pool, self.tokens = self.weights[0].device, {}, None, 0
+        sizes = [weight.numel() for weight in self.weights]
+        self.sums = torch.zeros(sum(sizes) + 1, device=self.device) # all gradients, and the loss behind them
+        self.gradients = [part.view_as(weight) for part, weight in zip(self.sums.split(sizes + [1]), self.weights)]
+        self.latest = [torch.zeros_like(weight) for weight in self.weights]
         self.recent, self.since = [], perf_counter()
         self.kernel = varlen_kernel() if precision != "fp32" else None
         attention = partial(packed_attention, longest=ceil(longest / 256) * 256, kernel=self.kernel)
         AttentionInterface.register("packed", attention)
         self.lm.set_attn_implementation("packed")
-        self.dropouts = self._compile() if execution.compiled else []
+        self.dropout = _hashed_dropouts(self.lm)
+        if execution.compiled:
+            self._compile()
 
     def __call__(self,
-        examples: list, # Encoded examples
-        seed: int = None, # Seed of dropout, so that a resumed or recorded step drops the same
+        examples: list, # Encoded examples, the same in all processes
+        seed: int = 0, # Seed of dropout, so that a resumed step drops the same
         scale=lambda loss: loss, # The loss scaler's function, for fp16
     ): # A tensor: the mean loss a completion token
         "Put the gradients into the weights' `.grad`."
         import torch
         self._refresh()
         count = sum(int((example["labels"] != -100).sum()) for example in examples)
+        mine = self._dealt(examples, seed)
         while True:
-            torch._foreach_zero_(self.gradients)
-            if seed is not None:
-                torch.manual_seed(seed)
+            self.sums.zero_()
+            scale(self.sums[-1]) # a loss scaler starts with its first call, even if there is no row
+            torch.manual_seed(seed) # for a base with dropouts of its own
             try:
-                rows = micro_batches(examples, self.budget)
-                loss = sum(self._row(self._tensors(row, count), scale) for row in rows)
+                for row in micro_batches(mine, self.budget):
+                    self.sums[-1] += self._row(self._tensors(row, count), scale)
                 break
             except torch.OutOfMemoryError:
-                self._halve(examples)
+                self._halve(mine)
+        add_up(self.sums)
         for weight, gradient in zip(self.weights, self.gradients):
             weight.grad = gradient
+        loss = self.sums[-1].clone()
         self.tokens += sum(len(example["input_ids"]) for example in examples)
         self.recent.append(([int(example["row"]) for example in examples if "row" in example], loss))
         return loss
@@ -187,7 +201,6 @@ def _tensors(self: Step, examples, count):
     if not self.kernel:
         row |= padded_places(row.pop("boundaries"), ROUND if self.graphs else 1)
     tensors = {name: torch.from_numpy(array) for name, array in row.items()}
-    tensors["seeds"] = torch.randint(-2**31, 2**31, (len(self.dropouts), 4), dtype=torch.int32) # two used; aligned
     if self.device.type == "cuda": # copied while the GPU is still busy with the step before
         tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
     return tensors | {"count": torch.full((), float(count), device=self.device)}
@@ -205,8 +218,8 @@ def _refresh(self: Step):
 def _loss(self: Step, row):
     "Loss of a row, with the working copies in the weights' place."
     from torch.func import functional_call
-    seeds = dict(zip(self.dropouts, row["seeds"][:, :2]))
-    return completion_loss(partial(functional_call, self.lm, self.copies | seeds, ()), row)
+    self.dropout.draws = row.get("draws")
+    return completion_loss(partial(functional_call, self.lm, self.copies, ()), row)
 
 # %% ../nbs/02a_packed_step.ipynb #3af04c66
 @patch
@@ -218,6 +231,59 @@ def _backward(self: Step, row, scale):
     torch._foreach_add_(self.gradients, self.latest)
     return loss.detach()
 
+# %% ../nbs/02a_packed_step.ipynb #320382bf
+def hashed_dropout(
+    x, # A tensor, ... x tokens x features
+    draws, # A tensor: for each token a random int32
+    keys, # From feature_keys
+    p: float, # Share of the elements to drop
+): # A tensor like `x`
+    "Dropout whose random numbers are a hash of the token's draw and the feature's keys."
+    import torch
+    kept = (draws[:, None] ^ keys[0]) * keys[1] >= round(p * 2**32) - 2**31
+    return torch.where(kept, x * (1 / (1 - p)), 0)
+
+# %% ../nbs/02a_packed_step.ipynb #238889f8
+def feature_keys(
+    n: int, # Features
+    layer: int = 0, # Number of the layer
+    device: str = "cpu", # Where to put them
+): # A tensor, 2 x n: int32, the second row odd
+    "Constants by which dropouts tell layers and features apart: [lowbias32](https://github.com/skeeto/hash-prospector)."
+    import torch
+    h = torch.arange(2 * n, dtype=torch.int32, device=device).view(2, n) + (layer << 17)
+    h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D
+    h = (h ^ ((h >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
+    h = h ^ ((h >> 16) & 0xFFFF)
+    return torch.stack([h[0], h[1] | 1])
+
+# %% ../nbs/02a_packed_step.ipynb #e1eb14d1
+def _hashed_dropouts(model):
+    "Replace the adapter's dropouts by hashed ones; returns the object from which they take a row's draws."
+    import torch
+    class HashedDropout(torch.nn.Dropout):
+        def forward(self, x):
+            return hashed_dropout(x, self.row.draws, self.keys, self.p) if self.training else x
+    row = SimpleNamespace(draws=None)
+    layers = [layer for layer in model.modules() if hasattr(layer, "lora_dropout")]
+    for i, layer in enumerate(layers):
+        for name, old in layer.lora_dropout.items():
+            if isinstance(old, torch.nn.Dropout):
+                layer.lora_dropout[name] = dropout = HashedDropout(old.p)
+                dropout.row = row
+                dropout.register_buffer("keys", feature_keys(layer.in_features, i, layer.weight.device), persistent=False)
+    return row
+
+# %% ../nbs/02a_packed_step.ipynb #80ac7eed
+@patch
+def _dealt(self: Step, examples, seed):
+    "This process's examples, with a draw for each token."
+    import numpy as np
+    lengths = [len(example["input_ids"]) for example in examples]
+    draws = np.random.default_rng(seed).integers(-2**31, 2**31, sum(lengths), dtype=np.int32)
+    draws = np.split(draws, np.cumsum(lengths)[:-1])
+    return [examples[i] | {"draws": draws[i]} for i in deal(lengths)[rank()]]
+
 # %% ../nbs/02a_packed_step.ipynb #9ecc35d0
 @patch
 def validation_loss(self: Step,
@@ -228,12 +294,15 @@ def validation_loss(self: Step,
     start = perf_counter()
     self._refresh()
     self.lm.eval()
-    total = count = 0
+    sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+    hand = deal([len(example["input_ids"]) for example in examples])[rank()]
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for rows in micro_batches(examples, self.budget):
-            total += self._loss(self._tensors(rows, 1)).item()
-            count += sum(int((example["labels"] != -100).sum()) for example in rows)
+        for rows in micro_batches([examples[i] for i in hand], self.budget):
+            row = self._tensors(rows, 1)
+            sums += torch.stack([self._loss(row), (row["labels"] != -100).sum()])
+    add_up(sums)
     self.lm.train()
+    total, count = sums.tolist()
     self.since += perf_counter() - start # the time of steps is what `speed` reports
     return total / count
 
@@ -251,8 +320,11 @@ def padded_row(
     positions = np.append(row["position_ids"], np.arange(len(input_ids) - len(row["position_ids"])))
     starts = padded(np.append(row["boundaries"][:-1], len(row["input_ids"])), 4, len(input_ids))
     boundaries = np.append(starts, len(input_ids)).astype(np.int32)
-    return dict(input_ids=input_ids, position_ids=positions, keep=padded(row["keep"], 4 * ROUND),
-                labels=padded(row["labels"], 4 * ROUND, -100), boundaries=boundaries)
+    longer = dict(input_ids=input_ids, position_ids=positions, keep=padded(row["keep"], 4 * ROUND),
+                  labels=padded(row["labels"], 4 * ROUND, -100), boundaries=boundaries)
+    if "draws" in row:
+        longer["draws"] = padded(row["draws"], ROUND)
+    return longer
 
 # %% ../nbs/02a_packed_step.ipynb #95253c4c
 @patch
@@ -283,6 +355,7 @@ def _record(self: Step, row, scale):
 # %% ../nbs/02a_packed_step.ipynb #8b177428
 def compiled_for_all_lengths(
     forward, # A decoder layer's `forward`
+    row, # From _hashed_dropouts
 ): # The compiled function
     "A decoder layer's forward pass, compiled once for all row lengths."
     import torch
@@ -290,45 +363,18 @@ def compiled_for_all_lengths(
     def marked(hidden_states, *args, position_embeddings, position_ids, **kwargs):
         for tensor in (hidden_states, *position_embeddings, position_ids):
             torch._dynamo.maybe_mark_dynamic(tensor, 1)
+        if row.draws is not None:
+            torch._dynamo.maybe_mark_dynamic(row.draws, 0)
         return run(hidden_states, *args, position_embeddings=position_embeddings, position_ids=position_ids, **kwargs)
     return marked
 
-# %% ../nbs/02a_packed_step.ipynb #7114a73f
-def hashed_dropout(
-    x, # A tensor
-    seed, # A tensor of two random int32
-    p: float, # Share of the elements to drop
-): # A tensor like `x`
-    "Dropout whose random numbers are a hash of each element's place and the seed."
-    import torch
-    h = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view_as(x) + seed[0]
-    h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D ^ seed[1]
-    h = (h ^ ((h >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
-    kept = ((h ^ (h >> 16)) & 0xFFFFFF) >= round(p * 2**24)
-    return torch.where(kept, x * (1 / (1 - p)), 0)
-
-# %% ../nbs/02a_packed_step.ipynb #05b55744
-def _seeded_dropouts(model):
-    "Replace the adapter's dropouts by hashed ones; returns the names of their seeds."
-    import torch
-    class HashedDropout(torch.nn.Dropout):
-        def forward(self, x):
-            return hashed_dropout(x, self.seed, self.p) if self.training else x
-    found = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and "lora" in name]
-    for name in found:
-        dropout = HashedDropout(model.get_submodule(name).p)
-        dropout.register_buffer("seed", torch.zeros(2, dtype=torch.int32), persistent=False)
-        model.set_submodule(name, dropout)
-    return [f"{name}.seed" for name in found]
-
-# %% ../nbs/02a_packed_step.ipynb #c7e85fd7
+# %% ../nbs/02a_packed_step.ipynb #2c57d5c2
 @patch
 def _compile(self: Step):
-    "Compile the decoder layers, dropout included; returns the names of its seeds."
+    "Compile the decoder layers, dropout included."
     self.lm.enable_input_require_grads() # else the first layer differs from the others, and compiles alone
     for layer in self.lm.get_decoder().layers:
-        layer.forward = compiled_for_all_lengths(layer.forward)
-    return _seeded_dropouts(self.lm)
+        layer.forward = compiled_for_all_lengths(layer.forward, self.dropout)
 
 # %% ../nbs/02a_packed_step.ipynb #ab6455cc
 def multiplied_weights(
@@ -350,14 +396,14 @@ def matmul_rate() -> float: # Floating-point operations a second
 
 # %% ../nbs/02a_packed_step.ipynb #d0f16e3a
 @patch
-def speed(self: Step) -> dict: # Real tokens a second, and on a GPU its use (MFU) and peak memory
+def speed(self: Step) -> dict: # Real tokens a second of all processes; on a GPU its use (MFU) and peak memory
     "Speed since the last call."
     import torch
     seconds, self.since = perf_counter() - self.since, perf_counter()
     tokens, self.tokens = self.tokens, 0
     if self.device.type != "cuda":
         return dict(tokens_per_s=round(tokens / seconds))
-    mfu = 4 * multiplied_weights(self.lm) * tokens / seconds / matmul_rate()
+    mfu = 4 * multiplied_weights(self.lm) * tokens / world() / seconds / matmul_rate()
     return dict(tokens_per_s=round(tokens / seconds), mfu=round(mfu, 3),
                 peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2))
 

@@ -8,6 +8,7 @@ __all__ = ['VALIDATION_ROWS', 'amazon_ft_train', 'lora_config', 'sft_config', 'b
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #5b8fbf7d
 import shutil
+from contextlib import nullcontext
 from math import ceil, isfinite
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fastcore.basics import patch
 from .core import *
 from .artefacts import *
 from .models import *
+from .processes import *
 from .runs import *
 from .step import *
 
@@ -121,6 +123,9 @@ def _trainer_class():
     "The subclass of TRL's trainer, made where TRL is imported."
     from trl import SFTTrainer
     class PackedTrainer(SFTTrainer):
+        def _save_checkpoint(self, *args, **kwargs):
+            if is_main():
+                super()._save_checkpoint(*args, **kwargs)
         def training_step(self, model, inputs, num_items_in_batch=None):
             scaler = self.accelerator.scaler
             seed = 100_003 * self.args.seed + self.state.global_step
@@ -148,17 +153,20 @@ def _run_callback():
     class RunCallback(TrainerCallback):
         bar = None
         def on_train_begin(self, args, state, control, **kwargs):
-            if state.best_global_step: # where it is now, should the workspace have moved
+            state.best_model_checkpoint = None # only the main process needs the best weights in the end
+            if state.best_global_step and is_main(): # where it is now, should the workspace have moved
                 state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
+            quiet = {} if is_main() else {"disable": True}
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", **quiet)
         def on_step_end(self, args, state, control, **kwargs):
             self.bar.update(state.global_step - self.bar.n)
             control.should_log |= control.should_save # a step is checked before it is kept
         def on_log(self, args, state, control, logs, **kwargs):
             self.bar.set_postfix({name: logs[name] for name in ("loss", "eval_loss", "tokens_per_s") if name in logs})
         def on_save(self, args, state, control, **kwargs):
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            mark_checkpoint(folder, state.best_global_step or state.global_step)
+            if is_main():
+                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                mark_checkpoint(folder, state.best_global_step or state.global_step)
         def on_train_end(self, args, state, control, **kwargs):
             self.bar.close()
     return RunCallback()
@@ -217,38 +225,56 @@ def train(
 ) -> dict: # The adapter's manifest
     "Fine-tune an adapter on the prepared dataset, resuming what was interrupted."
     settings = dict(max_steps=max_steps, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length,
-                    rank=rank, alpha=alpha, dropout=dropout, precision=precision or hardware_precision(),
-                    save_steps=save_steps, seed=seed)
-    check_arguments(epochs=epochs, **settings)
-    torch_dtype(settings["precision"])
-    check_report_to(report_to)
-    base = choose_base(base, root)
-    where = paths(base, root)
-    with stage_lock(where.root):
-        dataset, prepared = load_prepared(where.root)
-        if epochs is not None:
-            settings["max_steps"] = ceil(epochs * len(dataset["train"]) / batch_size)
-        manifest = find_manifest(where.adapter, "train")
-        found = recorded_plan(where.run, manifest, overwrite)
-        base = pin_base(base, revision, found)
-        settings = run_length(base) | {name: value for name, value in settings.items() if value is not None}
-        tokenizer = load_tokenizer(base)
-        plan = dict(base=split_revision(base)[0], base_identity=identity(base), data=prepared["data"],
-                    format=prompt_format(), chat_template=tokenizer.chat_template, **settings)
-        compare_plans(where.run, plan, found, overwrite)
-        if manifest and manifest["plan"] == plan:
-            claim_run(where.run, plan, found, overwrite)
-            print(f"train: {where.adapter} is there already, from these very settings")
-        else:
-            print(f"train: {base},", ", ".join(f"{name} {value}" for name, value in settings.items()))
-            rows = encode_splits(dataset, tokenizer, max_length)
-            trainer = load_trainer(base, tokenizer, rows, where.run, settings, four_bit, report_to)
-            claim_run(where.run, plan, found, overwrite) # the base can be loaded, so the run begins
-            run_to_end(trainer, newest_checkpoint(where.run))
-            manifest = save_adapter(trainer, tokenizer, where, plan)
-        for checkpoint in where.run.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        return manifest
+                    rank=rank, alpha=alpha, dropout=dropout, precision=precision, save_steps=save_steps, seed=seed)
+    with joined(): # before anything looks at GPUs
+        settings["precision"] = precision or hardware_precision()
+        check_arguments(epochs=epochs, **settings)
+        torch_dtype(settings["precision"])
+        check_report_to(report_to)
+        base = choose_base(base, root)
+        where = paths(base, root)
+        with stage_lock(where.root) if is_main() else nullcontext():
+            base, plan, found, manifest = from_main(_plan, base, revision, where, settings, epochs, overwrite)
+            if not manifest:
+                settings = {name: plan[name] for name in settings}
+                tokenizer = load_tokenizer(base)
+                rows = encode_splits(load_prepared(where.root)[0], tokenizer, max_length)
+                trainer = load_trainer(base, tokenizer, rows, where.run, settings, four_bit, report_to)
+                run_to_end(trainer, from_main(_claim, where.run, plan, found, overwrite))
+                manifest = from_main(save_adapter, trainer, tokenizer, where, plan)
+            if is_main():
+                for checkpoint in where.run.glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint)
+            return manifest
+
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #64a0a424
+def _plan(base, revision, where, settings, epochs, overwrite):
+    "The base at its commit, everything that determines the outcome, the plan that is there, and the manifest if it fits."
+    dataset, prepared = load_prepared(where.root)
+    if epochs is not None:
+        settings["max_steps"] = ceil(epochs * len(dataset["train"]) / settings["batch_size"])
+    manifest = find_manifest(where.adapter, "train")
+    found = recorded_plan(where.run, manifest, overwrite)
+    base = pin_base(base, revision, found)
+    settings = run_length(base) | {name: value for name, value in settings.items() if value is not None}
+    plan = dict(base=split_revision(base)[0], base_identity=identity(base), data=prepared["data"],
+                format=prompt_format(), chat_template=load_tokenizer(base).chat_template, **settings)
+    compare_plans(where.run, plan, found, overwrite)
+    if not manifest or manifest["plan"] != plan:
+        print(f"train: {base},", ", ".join(f"{name} {value}" for name, value in settings.items()))
+        if hint := launch_hint("amazon_ft_train"):
+            print(f"train: {hint}")
+        return base, plan, found, None
+    claim_run(where.run, plan, found, overwrite)
+    print(f"train: {where.adapter} is there already, from these very settings")
+    return base, plan, found, manifest
+
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #6c9799bb
+def _claim(run, plan, found, overwrite):
+    "Make `run` the folder of `plan`, now that the base could be loaded; the checkpoint to resume from, or None."
+    claim_run(run, plan, found, overwrite)
+    checkpoint = newest_checkpoint(run)
+    return checkpoint and str(checkpoint)
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #ae994d8c
 def check_report_to(
@@ -269,6 +295,7 @@ def run_length(
     "The recipe's length and learning rate, or those that the base's `recipe.json` recommends."
     types = {"max_steps": (int,), "learning_rate": (int, float)}
     theirs, file = recommended(base), fetch(base) / "recipe.json"
+    theirs.pop("decoding", None) # for the merge
     for name, value in theirs.items():
         if type(value) not in types.get(name, ()):
             raise UserError(f"{file}: {name} {value!r} is no number of {' or '.join(types)}; mend it, or remove it")
@@ -289,7 +316,8 @@ def encode_splits(dataset, tokenizer, max_length):
         if not keep:
             raise UserError(f"the {split} split has no row that fits into --max_length {max_length}; "
                             f"prepare with --n_{split[:5]} above 0 or raise --max_length")
-        if left := len(dataset[split]) - len(keep):
+        left = len(dataset[split]) - len(keep)
+        if left and is_main():
             print(f"train: {left} {split} rows left out, their prompt fills {max_length} tokens")
         columns = {"row": keep} | {name: [column[i] for i in keep] for name, column in columns.items()}
         encoded[split] = Dataset.from_dict(columns)
@@ -300,34 +328,45 @@ def encode_splits(dataset, tokenizer, max_length):
 def load_trainer(base, tokenizer, rows, run, settings, four_bit, report_to):
     "The base and the trainer for a run's settings."
     precision, steps = settings["precision"], settings["max_steps"]
-    model = load_model(base, precision, four_bit=True)
+    model = _load_base(base, precision)
     execution = choose_execution(model, precision, steps, four_bit)
     lora = lora_config(settings["rank"], settings["alpha"], settings["dropout"])
     config = sft_config(run, precision, steps, settings["learning_rate"], settings["batch_size"],
-                        settings["save_steps"], settings["seed"], report_to)
+                        settings["save_steps"], settings["seed"], report_to if is_main() else "none")
     model = model if execution.four_bit else model.dequantize()
     return build_trainer(model, tokenizer, *rows, lora, config, execution, settings["max_length"])
+
+# %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #012016d0
+def _load_base(base, precision):
+    "The base in four bits; raises `UserError` if there is not enough memory for it."
+    try:
+        return load_model(base, precision, four_bit=True)
+    except RuntimeError as error: # PyTorch's OutOfMemoryError is one
+        if "out of memory" not in str(error):
+            raise
+        raise UserError(f"{base} does not fit into this GPU in four bits; choose a smaller base, or a GPU with more "
+                        "memory (several GPUs do not help, each holds the whole base)") from error
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #7700b75a
 @known_noise()
 def run_to_end(
     trainer, # From build_trainer
-    checkpoint: Path, # From newest_checkpoint
+    checkpoint: str, # From newest_checkpoint
 ):
-    "Train what is left of a run, and load its best weights."
+    "Train what is left of a run, and load its best weights in the main process."
     from transformers import TrainerState
-    if checkpoint:
+    if checkpoint and is_main():
         print(f"train: resuming from {checkpoint}")
-    if not checkpoint or checkpoint.name != f"checkpoint-{trainer.args.max_steps}":
+    if not checkpoint or Path(checkpoint).name != f"checkpoint-{trainer.args.max_steps}":
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             if trainer.run_callback.bar:
                 trainer.run_callback.bar.close() # an error's sentence gets a line of its own
-    else:
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    elif is_main():
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         best = trainer.state.best_global_step or trainer.state.global_step
-        trainer.model.load_adapter(str(checkpoint.with_name(f"checkpoint-{best}")), "default")
+        trainer.model.load_adapter(str(Path(checkpoint).with_name(f"checkpoint-{best}")), "default")
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #3e49906c
 def save_adapter(
@@ -343,7 +382,7 @@ def save_adapter(
     adapter.revision = split_revision(plan["base_identity"])[1]
     last, best = log.dropna(subset="loss").iloc[-1], trainer.state
     result = dict(loss=float(last["loss"]), tokens_per_s=float(last["tokens_per_s"]), eval_loss=best.best_metric,
-                  best_step=best.best_global_step, hardware=hardware())
+                  best_step=best.best_global_step, hardware=hardware(), processes=world())
     with atomic_dir(where.adapter) as folder, known_noise():
         trainer.model.save_pretrained(folder, save_embedding_layers=False)
         tokenizer.save_pretrained(folder)

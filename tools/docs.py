@@ -1,8 +1,8 @@
 """Render the site and README.md without Quarto: nbdev's own processing, the same `_quarto.yml`, pandoc from PyPI.
 
 Usage: python tools/docs.py                    _docs/*.html, then a check of links, anchors and pictures' texts
-       python tools/docs.py --readme           README.md
-       python tools/docs.py --check-readme     fail when README.md is not what index.ipynb renders to
+       python tools/docs.py --readme           README.md and README.pt-BR.md
+       python tools/docs.py --check-readme     fail when they are not what index.ipynb and index.pt-BR.ipynb render to
 The published site is Quarto's. This one shows the same text, code, outputs, callouts, tables and links; it has
 no search and no copy buttons, and refuses cell options that only Quarto knows.
 """
@@ -42,6 +42,7 @@ class Page(NamedTuple):
     title: str
     subtitle: str
     markdown: str
+    lang: str
 
 
 def pandoc(
@@ -157,7 +158,8 @@ def page(
                 bare = readme or found.get("output") == "asis"
                 parts.append(text if bare else f"::: cell-output\n{text}\n:::")
     out = front.get("output-file", f"{path.stem}.html")
-    return Page(path.name, out, front.get("title", path.stem), front.get("description", ""), "\n\n".join(parts) + "\n")
+    text, lang = "\n\n".join(parts) + "\n", front.get("lang", "en")
+    return Page(path.name, out, front.get("title", path.stem), front.get("description", ""), text, lang)
 
 
 def processed() -> list:  # Paths of the notebooks, processed
@@ -322,6 +324,7 @@ def render_site() -> list:  # Complaints
         variables = {"site": cfg.title, "navbar": "\n".join(bar), "sidebar": sidebar(items, pages, p.out)}
         variables["around"] = around(p.name, items, pages)
         variables |= shared
+        variables["lang"] = p.lang
         args = [f"--variable={key}={value}" for key, value in variables.items()]
         args += [f"--metadata=title:{p.title}", f"--metadata=subtitle:{p.subtitle}", "--toc", "--toc-depth=3"]
         args += ["--standalone", "--mathml", f"--template={HERE / 'docs.html'}", f"--lua-filter={HERE / 'docs.lua'}"]
@@ -332,15 +335,16 @@ def render_site() -> list:  # Complaints
 
 
 def render_readme(
-    folder: Path,  # Where README.md goes, and the index's figures beside it
+    folder: Path,  # Where the READMEs go, and their figures beside them
 ):
-    "README.md as GitHub shows it."
-    cfg = get_config()
-    path = next(path for path in processed() if path.name == cfg.readme_nb)
-    index = page(path, folder, readme=True)
+    "README.md, and README.pt-BR.md in Portuguese, as GitHub shows them."
+    readmes = {get_config().readme_nb: "README.md", "index.pt-BR.ipynb": "README.pt-BR.md"}
     callouts = f"--lua-filter={HERE / 'docs.lua'}"
-    text = pandoc(index.markdown, "markdown-implicit_figures+emoji", GFM, "--wrap=auto", callouts)
-    (folder / "README.md").write_text(f"# {index.title}\n\n\n{text}", encoding="utf-8")
+    for path in (path for path in processed() if path.name in readmes):
+        index = page(path, folder, readme=True)
+        markdown = re.sub(r"\n*<!-- en \w+ -->", "", index.markdown)  # see tools/portuguese.py
+        text = pandoc(markdown, "markdown-implicit_figures+emoji", GFM, "--wrap=auto", callouts)
+        (folder / readmes[path.name]).write_text(f"# {index.title}\n\n\n{text}", encoding="utf-8")
 
 
 def stale_readme() -> list:  # Complaints
@@ -354,7 +358,7 @@ def stale_readme() -> list:  # Complaints
     for path, content in fresh.items():
         if not (root / path).is_file() or (root / path).read_bytes() != content:
             found.append(f"{path} is not what the index renders to: python tools/docs.py --readme")
-    text = (root / "README.md").read_text(encoding="utf-8")
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(root.glob("README*.md")))
     for picture in re.findall(r"(?:!\[[^]]*\]\(|src=\")((?!https:)[^)\s\"]+)", text):
         found.append(f"README.md: a picture needs an absolute address, for GitHub, PyPI and the site alike: {picture}")
     for target in re.findall(r"\]\(([^)\s]+)", text):

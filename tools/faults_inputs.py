@@ -159,7 +159,8 @@ def _read(file, inner, read_sample, user_error, lines):
 def bounded(name: str, folder: Path) -> list:
     "An adversarial text through cleaning and scoring, in bounded time and memory."
     import resource
-    from amazon_ft.data import clean, shingles
+    from amazon_ft.cleaning import clean
+    from amazon_ft.data import shingles
     from amazon_ft.measures import form, score
     from amazon_ft.truth import unsupported
     text, other = ADVERSARIAL[name], ADVERSARIAL[name][::-1]
@@ -185,7 +186,9 @@ def typed(kind: str, folder: Path) -> list:
     "What a person typed or a catalogue holds is no control token, in a tokenizer of each kind."
     from amazon_ft.core import answered, asset, chat, chats
     from amazon_ft.models import load_tokenizer, render, token_ids
-    from amazon_ft.data import Record, clean, row_of
+    from amazon_ft.catalogue import Record
+    from amazon_ft.cleaning import clean
+    from amazon_ft.data import row_of
     from transformers import AutoTokenizer
     template, tokens, end = TEMPLATES[kind]
     tokenizer = AutoTokenizer.from_pretrained(asset("tiny"))

@@ -15,7 +15,7 @@ from nbdev.config import get_config
 
 BADGE, FACTS, SETUP, INTRO = "badge", "at-a-glance", "colab-setup", "introduction"  # ids of cells
 TITLE = re.compile(r"(# [^\n]*(?:\n+> [^\n]*)?)\s*(.*)", re.S)  # title and subtitle, one line each, and what is below
-SECTIONS = {"The pipeline": r"0[0-4]", "Around it": r"0[5-9]"}  # of the sidebar: how the notebooks' names begin
+SECTIONS = {"The pipeline": r"0[0-4]", "Around it": r"0[5-9](?!.*pt-BR)", "Em português": r".*pt-BR"}  # of the sidebar
 # HTML, because Quarto makes a figure of a picture that is alone in its paragraph
 BADGE_SOURCE = (
     '<a href="https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/{file}">'
@@ -87,7 +87,7 @@ def with_sidebar(
     lines = ["      - index.ipynb"]
     for section, begin in SECTIONS.items():
         lines += [f"      - section: {section}", "        contents:"]
-        lines += [f"          - {name}" for name in sorted(names) if re.match(begin, name)]
+        lines += [f"          - {name}" for name in sorted(names, reverse=begin == ".*pt-BR") if re.match(begin, name)]
     return re.sub(r"(?<=\n) {6}- index\.ipynb\n( {6}.*\n)*", "\n".join(lines) + "\n", text)
 
 
@@ -98,8 +98,9 @@ def main() -> int:
     check = parser.parse_args().check
     cfg = get_config()
     wanted = {path: notebook(path, cfg) for path in sorted(cfg.nbs_path.glob("*.ipynb"))}
-    for path in (cfg.config_path / "_quarto.yml", cfg.nbs_path / "nbdev.yml"):
+    for path in (cfg.config_path / "_quarto.yml", cfg.nbs_path / "nbdev.yml", cfg.config_path / "CITATION.cff"):
         text = addresses(path.read_text(encoding="utf-8"), cfg)
+        text = re.sub(r"(?m)^version: \d.*$", f"version: {cfg.version}", text)
         text = re.sub(rf"\b{cfg.lib_name} \d[\w.]*", f"{cfg.lib_name} {cfg.version}", text)
         wanted[path] = with_sidebar(text, [notebook.name for notebook in wanted if notebook.suffix == ".ipynb"])
     stale = {path: text for path, text in wanted.items() if path.read_text(encoding="utf-8") != text}
@@ -107,7 +108,10 @@ def main() -> int:
         print(path.relative_to(cfg.config_path), "is out of step: run tools/owner.py" if check else "rewritten")
         if not check:
             path.write_text(text, encoding="utf-8")
-    return 1 if check and stale else 0
+    told = f"\n## {cfg.version}\n" in (cfg.config_path / "CHANGELOG.md").read_text(encoding="utf-8")
+    if not told:
+        print(f"CHANGELOG.md has no section {cfg.version}")
+    return 1 if check and (stale or not told) else 0
 
 
 if __name__ == "__main__":

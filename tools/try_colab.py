@@ -226,6 +226,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=["0"], help="how the names of the wanted notebooks begin")
     args = parser.parse_args()
     paths = sorted([*get_config().nbs_path.glob("[0-9][0-9]_*.ipynb"), get_config().nbs_path / "04b_page.ipynb"])
+    paths = [path for path in paths if "pt-BR" not in path.name]  # the English page's code, which runs there
     paths = [path for path in paths if path.name.startswith(tuple(args.only))]
     with TemporaryDirectory() as tmp, private_content() as private:
         tmp = Path(tmp)

@@ -81,7 +81,7 @@ BAD = dict(
           "learning_rate inf|batch_size 0|max_length -5|max_length 0|max_length 7|rank 0|alpha 0|dropout nan|dropout 1|"
           "dropout -.1|save_steps -1|seed -1|seed 4294967296|report_to os|report_to nonsense|precision int8|base nowhere/at/all|"
           "base .|base torn|base unparsed|base untemplated|base unknown|base greedy",
-    merge="base nowhere/at/all|base .|root nowhere|root rows.json",
+    merge="base nowhere/at/all|base .|root nowhere|root rows.json|decoding beams",
     eval="k 0|k -1|max_new_tokens 0|batch_size 0|batch_size -1|seed -1|seed 4294967296|base nowhere/at/all|root nowhere",
     generate="max_new_tokens 0|max_new_tokens -1|out .|out rows.json/described.csv|source nowhere.csv|source .|"
              "source https://example.org/catalogue.csv|title_column nowhere|encoding undefined|source empty.csv|"
@@ -160,6 +160,7 @@ def rehearse(work: Path) -> tuple:  # Name of a state to its folder, and pairs o
     go("train over train", "generate", AGAIN["train"] + " --seed 7")
     go("train over halfway", "halfway", AGAIN["train"] + " --seed 7")
     go("merge over merge", "train over train", AGAIN["merge"])
+    go("decoding over merge", "merge", STAGES["merge"] + " --decoding greedy")
     go("eval over eval", "merge over merge", AGAIN["eval"])
     go("generate over generate", "eval over eval", AGAIN["generate"])
     go("prepare over prepare", "prepare", AGAIN["prepare"])

@@ -2,9 +2,9 @@
 
 Usage: python tools/try_hub.py [--bin FOLDER]      FOLDER holds the console scripts, by default this Python's
 The hub lives in this process and holds a small random Llama of 32,000 tokens under TinyLlama's name. Every stage runs
-as its console script: first online, then after the hub got a new commit, then offline from the cache. Each fault of a
-hub (absent, gated, down, cut short, weights in a pickle, unknown architecture, code of its own) must end in one
-sentence that names the next step, exit code 2, and nothing written.
+as its console script: first online, then pushed (tools/hub_uploads.py), then after the hub got a new commit, then
+offline from the cache. Each fault of a hub (absent, gated, down, cut short, weights in a pickle, unknown architecture,
+code of its own) must end in one sentence that names the next step, exit code 2, and nothing written.
 """
 import argparse
 import json
@@ -22,6 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
+
+from hub_uploads import Uploads, published
 
 TINYLLAMA = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 TITLES = ("Bamboo Cutting Board", "Steel Kettle, 1.7 l", "Wool Socks, grey")
@@ -44,6 +46,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
         self.repos, self.faults, self.log = {}, {}, []
+        self.private, self.blobs = set(), {}  # names of private repositories; large files by digest
         Thread(target=self.serve_forever, daemon=True).start()
 
     def push(
@@ -58,8 +61,8 @@ class Hub(ThreadingHTTPServer):
         return commit
 
 
-class Answer(BaseHTTPRequestHandler):
-    "The three questions of huggingface_hub: which commit, which files, and a file itself."
+class Answer(Uploads, BaseHTTPRequestHandler):
+    "The three questions of huggingface_hub to GET: which commit, which files, and a file itself."
 
     protocol_version = "HTTP/1.1"
 
@@ -73,7 +76,7 @@ class Answer(BaseHTTPRequestHandler):
         for name, value in ({"Content_Length": len(body)} | headers).items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def deny(self, status: int, code: str, message: str):
@@ -89,7 +92,7 @@ class Answer(BaseHTTPRequestHandler):
         commits, fault = self.server.repos.get(repo), self.server.faults.get(repo)
         if fault == "down":
             return self.deny(500, "", "Internal Error - We're working hard to fix this as soon as possible!")
-        if commits is None:
+        if commits is None or repo in self.server.private and not repo.startswith(f"{self.token()[0]}/"):
             return self.deny(401, "RepoNotFound", "Repository not found")
         revision = route["at"] or route["revision"] or "main"
         commit = list(commits)[-1] if revision == "main" else revision
@@ -109,7 +112,7 @@ class Answer(BaseHTTPRequestHandler):
         "What a commit holds."
         sizes = [dict(type="file", path=name, size=len(data), oid=etag(data)) for name, data in files.items()]
         siblings = [{"rfilename": name} for name in files]
-        info = dict(id=repo, modelId=repo, sha=commit, private=False, tags=[], downloads=0, siblings=siblings)
+        info = dict(id=repo, modelId=repo, sha=commit, private=repo in self.server.private, tags=[], downloads=0, siblings=siblings)
         self.send(200, json.dumps(sizes if tree else info).encode(), Content_Type="application/json")
 
     def content(self, commit: str, data: bytes, cut: bool):
@@ -382,6 +385,7 @@ def main() -> int:
         hub.push(TINYLLAMA, model_files(seed=0) | tokenizer_files())
         desk = Desk(folder / "desk", f"http://127.0.0.1:{hub.server_port}", args.bin.absolute())
         commit = recipe(hub, desk)
+        published(hub, desk)
         other_commits(hub, desk, commit)
         faults(hub, desk, commit, folder / "harm")
         gone(hub, desk, commit)

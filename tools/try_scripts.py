@@ -22,6 +22,8 @@ OUT_OF_BOUNDS = {  # an option of each script with a value that it must not take
     "amazon_ft_generate": ("--max_new_tokens", "0"),
     "amazon_ft_demo": ("--port", "0"),
     "amazon_ft_quickstart": ("--k", "0"),
+    "amazon_ft_push": ("--what", "everything"),
+    "amazon_ft_export": ("--quant", "Q4_K_M"),
 }
 
 

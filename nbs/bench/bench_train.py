@@ -119,7 +119,7 @@ def clock(steps, warm):
 
 KERNELS = {"attention": ("flash",), "matrix products": ("nvjet", "gemm", "cutlass", "splitK"),
            "compiled small operations": ("triton",), "loss": ("SoftMax", "nll_loss", "index"),
-           "optimiser and clipping": ("multi_tensor",)}
+           "optimiser and clipping": ("multi_tensor",), "all-reduce, and waiting for it": ("nccl",)}
 
 def kinds(profiler, steps):
     "Milliseconds a step by kind of kernel, as the profiler saw them."
