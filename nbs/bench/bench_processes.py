@@ -112,7 +112,7 @@ def measure(model, n, examples, steps):
     from amazon_ft.processes import is_main, joined
     with joined():
         import torch
-        from amazon_ft.models import hardware
+        from amazon_ft.artefacts import hardware
         warm = steps // 2
         total = steps + PROFILED * torch.cuda.is_available()
         rows = rows_for(model, examples * total)
@@ -144,7 +144,7 @@ def describe(model, n, titles):
     with joined():
         from amazon_ft import demo
         from amazon_ft.core import QUESTION
-        from amazon_ft.models import hardware
+        from amazon_ft.artefacts import hardware
         made_up = [f"Product {i} of steel and oak, {i % 97} inches" for i in range(titles)]
         began = time.perf_counter()
         demo.describe(model, made_up[:4], max_new_tokens=8)
