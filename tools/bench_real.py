@@ -158,7 +158,8 @@ def compare(base: str, work: Path, name: str, few: int) -> dict:
     import torch
     from amazon_ft.core import chat, chats
     from amazon_ft.decoding import CANDIDATES, CAREFUL
-    from amazon_ft.generate import generate, generation_config
+    from amazon_ft.generate import generate
+    from amazon_ft.rules import generation_config
     from amazon_ft.measures import likelihood, mean_intervals
     from amazon_ft.models import load_tokenizer
     settings, start = RECIPE | SETTINGS[name], time.perf_counter()
