@@ -241,7 +241,7 @@ def feature_keys(
     layer: int = 0, # Number of the layer
     device: str = "cpu", # Where to put them
 ): # A tensor, 2 x n: int32, the second row odd
-    "Constants by which dropouts tell layers and features apart: [lowbias32](https://github.com/skeeto/hash-prospector)."
+    "Constants by which dropouts tell layers and features apart: lowbias32 of github.com/skeeto/hash-prospector."
     import torch
     h = torch.arange(2 * n, dtype=torch.int32, device=device).view(2, n) + (layer << 17)
     h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D
