@@ -21,17 +21,6 @@ from pathlib import Path
 
 from .core import *
 
-# %% ../nbs/00c_artefacts.ipynb #a4f86901
-def _sync(path):
-    "Have the operating system put a file or folder on the disk."
-    if os.name == "nt" and path.is_dir():
-        return # Windows cannot open folders
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
 # %% ../nbs/00c_artefacts.ipynb #25ac45a0
 def atomic_write(
     path: Path, # Destination; its folder is made if needed
@@ -87,6 +76,17 @@ def settle(
         if path.is_file():
             path.chmod(mode) # safetensors writes files that only their owner can read
         _sync(path)
+
+# %% ../nbs/00c_artefacts.ipynb #a4f86901
+def _sync(path):
+    "Have the operating system put a file or folder on the disk."
+    if os.name == "nt" and path.is_dir():
+        return # Windows cannot open folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 # %% ../nbs/00c_artefacts.ipynb #7ead2419
 @contextmanager

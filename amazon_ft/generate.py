@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from .core import *
 from .models import *
+from .processes import is_main
 from .rules import *
 from .slots import *
 
@@ -135,7 +136,7 @@ def _answer(model, tokenizer, rules, missing, prompts, seeds, slots, known, save
     from tqdm.auto import tqdm
     start, tokens, unsaved = perf_counter(), 0, 0
     work = completions(model, [prompts[i] for i in missing], rules, slots, [seeds[i] for i in missing])
-    with tqdm(total=len(missing), desc="generate", unit="title", leave=False, disable=len(missing) <= 1) as progress:
+    with tqdm(total=len(missing), desc="generate", unit="title", leave=False, disable=len(missing) <= 1 or not is_main()) as progress:
         for ended in work:
             texts = tokenizer.batch_decode(list(ended.values()), skip_special_tokens=True)
             for text, (i, ids) in zip(texts, ended.items()):

@@ -377,7 +377,8 @@ def plain_config(
     kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
     if getattr(config, "attn_logit_softcapping", None) or window and window < width or kinds and not window:
         raise UserError(f"{config.model_type} models use another attention than plain causal attention over {width} "
-                        "tokens, which amazon_ft does not support; choose another base model")
+                        "tokens, which amazon_ft does not support; choose another base model"
+                        + f", or rows of up to {window} tokens" * bool(window))
     return config
 
 # %% ../nbs/00a_models.ipynb #aead6ee2

@@ -46,9 +46,9 @@ ORIGIN = """## Where it comes from
 
 {terms}
 """
-UNSETTLED = ("The base's licence covers the base alone. No licence is known for the texts it was tuned on (`{source}`); "
-             "AmazonTitles-1.3MM comes without one. Whether weights that learned from such texts may be passed on or "
-             "sold is not settled, hence `license: unknown`.")
+UNSETTLED = ("The base's licence covers the base alone. No licence is known for the texts it was tuned on "
+             "(`{source}`); AmazonTitles-1.3MM comes without one. Whether weights that learned from such texts may be "
+             "passed on or sold is not settled, hence `license: unknown`.")
 SETTLED = "The texts it was tuned on are amazon_ft's own sample, under Apache-2.0, so the base's licence applies."
 
 # %% ../nbs/09_publish.ipynb #d0295b8d
@@ -148,7 +148,8 @@ def push(
     "Send the merged model, the adapter or both to the Hugging Face hub, with a model card."
     from huggingface_hub import upload_folder
     if not repo_id or what not in KINDS:
-        raise UserError(f"--repo_id {repo_id} --what {what}: give a name such as my-shop, and one of {', '.join(KINDS)}")
+        raise UserError(f"--repo_id {repo_id} --what {what}: give a name such as my-shop, and one of "
+                        f"{', '.join(KINDS)}")
     base = choose_base(base, root)
     where, wanted = paths(base, root), [*FILES, "adapter/*"]
     plan = merged_of(where, base)[0]["plan"]
@@ -170,8 +171,8 @@ def _check_adapter(where, plan):
     "Raise `UserError` for an adapter that nobody else could use."
     read_manifest(where.adapter, "train", f"run amazon_ft_train --root {where.root}")
     if not on_hub(plan["base"]):
-        raise UserError(f"{where.adapter} belongs to {plan['base']}, which is not on the hub, so nobody else could load "
-                        "it; send --what merged")
+        raise UserError(f"{where.adapter} belongs to {plan['base']}, which is not on the hub, so nobody else could "
+                        "load it; send --what merged")
 
 # %% ../nbs/09_publish.ipynb #0598a3db
 amazon_ft_push = command(push)

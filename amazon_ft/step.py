@@ -136,7 +136,7 @@ class Step:
     ):
         import torch
         from transformers import AttentionInterface
-        _check_attention(model.config, longest)
+        plain_config(model, longest)
         self.lm, self.budget, self.graphs = model.get_base_model(), execution.tokens, execution.graphs
         named = {name: weight for name, weight in self.lm.named_parameters() if weight.requires_grad}
         self.weights = list(named.values())
@@ -183,14 +183,6 @@ class Step:
         self.tokens += sum(len(example["input_ids"]) for example in examples)
         self.recent.append(([int(example["row"]) for example in examples if "row" in example], loss))
         return loss
-
-# %% ../nbs/02a_packed_step.ipynb #1f398222
-def _check_attention(config, longest):
-    "Raise `UserError` for architectures whose attention is more than causal."
-    window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
-    if getattr(config, "attn_logit_softcapping", None) or window and window < longest:
-        raise UserError(f"{config.model_type} models cap their attention scores or look back {window} tokens only, "
-                        f"which packed rows do not; choose another base, or a --max_length up to {window}")
 
 # %% ../nbs/02a_packed_step.ipynb #74b58a9f
 @patch
@@ -249,7 +241,7 @@ def feature_keys(
     layer: int = 0, # Number of the layer
     device: str = "cpu", # Where to put them
 ): # A tensor, 2 x n: int32, the second row odd
-    "Constants by which dropouts tell layers and features apart: [lowbias32](https://github.com/skeeto/hash-prospector)."
+    "Constants by which dropouts tell layers and features apart: lowbias32 of github.com/skeeto/hash-prospector."
     import torch
     h = torch.arange(2 * n, dtype=torch.int32, device=device).view(2, n) + (layer << 17)
     h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D

@@ -158,7 +158,8 @@ def compare(base: str, work: Path, name: str, few: int) -> dict:
     import torch
     from amazon_ft.core import chat, chats
     from amazon_ft.decoding import CANDIDATES, CAREFUL
-    from amazon_ft.generate import generate, generation_config
+    from amazon_ft.generate import generate
+    from amazon_ft.rules import generation_config
     from amazon_ft.measures import likelihood, mean_intervals
     from amazon_ft.models import load_tokenizer
     settings, start = RECIPE | SETTINGS[name], time.perf_counter()
@@ -203,19 +204,14 @@ def chosen(base: str, work: Path, few: int) -> dict:
     from amazon_ft.merge import merge
     from amazon_ft.report import conclusions
     from amazon_ft.train import train
-    root, settings, seconds = str(workspace(work, "default")), dict(SETTINGS[CHOSEN]), {}
+    root, settings = str(workspace(work, "default")), dict(SETTINGS[CHOSEN])
     settings["max_steps"] = 2 if few else settings["max_steps"]
-    def timed(name, stage, *args, **kwargs):
-        start = time.perf_counter()
-        result = stage(base, root, *args, **kwargs)
-        seconds[name] = round(time.perf_counter() - start)
-        return result
-    adapter, merged = timed("train", train, **settings), timed("merge", merge)
-    metrics = timed("evaluate", evaluate, k=few or 500)
+    adapter, merged = train(base, root, **settings), merge(base, root)
+    metrics = evaluate(base, root, k=few or 500)
     log = pd.read_csv(paths(base, root).run / "log.csv")
     kept = ("k", "lead", "decoding", "references_beyond_cap", "systems", "gain", "over_retrieval", "hardware",
             "versions")
-    return dict(setting=CHOSEN, seconds=seconds, log=json.loads(log.to_json(orient="records")),
+    return dict(setting=CHOSEN, log=json.loads(log.to_json(orient="records")),
                 decoding=merged["decoding"], adapter={name: adapter[name] for name in ("loss", "eval_loss", "best_step")},
                 metrics={name: metrics[name] for name in kept}, conclusions=conclusions(metrics),
                 prepared={name: load_prepared(root)[1][name] for name in ("counts", "cleaning", "shared_sentences")},

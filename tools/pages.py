@@ -35,8 +35,8 @@ class SourceOnce(Processor):
                 sources |= {node.name: cell for node in ast.parse(cell.source).body if hasattr(node, "name")}
         above = {id(cell): [] for cell in sources.values()}
         for cell in self.nb.cells:
-            symbol = re.search(r"^show_doc\((\w+)", cell.source, re.M) if cell.cell_type == "code" else None
-            source = sources.get(symbol[1]) if symbol else None
+            symbol = re.search(r"^show_doc\((\w+)(?:\.(\w+))?", cell.source, re.M) if cell.cell_type == "code" else None
+            source = sources.get(symbol[2], sources.get(symbol[1])) if symbol else None  # a patched method has its own
             for output in cell.outputs if symbol else ():
                 text = "".join(output["data"]["text/markdown"])
                 if source is not None:

@@ -1,7 +1,7 @@
 """Readers of trn.json side by side: the same generated file, each reader in a process of its own.
 
-    python nbs/bench/bench_reader.py --rows 300000 --repeats 3
-    python nbs/bench/bench_reader.py --rows 2248619 --stages --out nbs/bench/reader.json
+    python tools/bench_reader.py --rows 300000 --repeats 3
+    python tools/bench_reader.py --rows 2248619 --stages --out nbs/bench/reader.json
 
 The rows are made up, in the shape of trn.json: about 1 kB each, a third of the descriptions empty, 15 % of the others
 repeated, lengths lognormal. Every reader reads titles and descriptions and counts the rows that have both; ours also

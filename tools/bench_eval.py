@@ -1,8 +1,8 @@
 """How fast evaluation is: scoring on this machine's CPU, and with `--model` generation on its GPU.
 
-    python nbs/bench/bench_eval.py --rows 1000
-    python nbs/bench/bench_eval.py --make MODELS --tokenizer TOKENIZER
-    python nbs/bench/bench_eval.py --model MODELS --k 1000 --out nbs/bench/eval.json
+    python tools/bench_eval.py --rows 1000
+    python tools/bench_eval.py --make MODELS --tokenizer TOKENIZER
+    python tools/bench_eval.py --model MODELS --k 1000 --out nbs/bench/eval.json
 
 Run from the repository's root with PYTHONPATH set to it; nothing is downloaded. Rows and titles are made up: lengths of
 descriptions lognormal with a mean of about a hundred words, words drawn by Zipf's law. `--make` writes two models of

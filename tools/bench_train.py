@@ -1,9 +1,9 @@
 """Training steps of QLoRA side by side on one GPU: the same model, the same rows, each way in a process of its own.
 
-    python nbs/bench/bench_train.py --make MODEL --tokenizer TOKENIZER
-    python nbs/bench/bench_train.py --model MODEL --ways ours,ours_t4,trl,trl_literal --out nbs/bench/train.json
-    python nbs/bench/bench_train.py --model MODEL --ways unsloth,unsloth_literal --site SITE --out nbs/bench/train.json
-    python nbs/bench/bench_train.py --model MODEL --cold WORKSPACE --out nbs/bench/train.json
+    python tools/bench_train.py --make MODEL --tokenizer TOKENIZER
+    python tools/bench_train.py --model MODEL --ways ours,ours_t4,trl,trl_literal --out nbs/bench/train.json
+    python tools/bench_train.py --model MODEL --ways unsloth,unsloth_literal --site SITE --out nbs/bench/train.json
+    python tools/bench_train.py --model MODEL --cold WORKSPACE --out nbs/bench/train.json
 
 MODEL is a randomly initialised Llama of TinyLlama-1.1B's shape. The rows are random tokens with the lengths of
 trn.json's products: prompts of 68 tokens on average, descriptions of 123 in the median and 377 at the ninetieth
@@ -296,7 +296,7 @@ def main():
     if args.one:
         return measure(args.ways, str(args.model))
     results = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[1])
     for way in args.ways.split(","):
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         site = args.site or os.environ.get("PYTHONPATH", "")

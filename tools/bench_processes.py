@@ -1,7 +1,7 @@
 """Training steps on several GPUs of one machine: the same rows and the same step, in 1, 2, ... processes.
 
-    python nbs/bench/bench_train.py --make MODEL --tokenizer TOKENIZER
-    python nbs/bench/bench_processes.py --model MODEL --processes 0,1,2,4 --examples 16,64 --out nbs/bench/processes.json
+    python tools/bench_train.py --make MODEL --tokenizer TOKENIZER
+    python tools/bench_processes.py --model MODEL --processes 0,1,2,4 --examples 16,64 --out nbs/bench/processes.json
 
 Model and rows are those of bench_train.py. 0 processes stands for the command without a launcher, 1 for the path of
 several with one process. All runs of a call share the machine; each is started anew. Loss and gradient norm are means
@@ -112,7 +112,7 @@ def measure(model, n, examples, steps):
     from amazon_ft.processes import is_main, joined
     with joined():
         import torch
-        from amazon_ft.models import hardware
+        from amazon_ft.artefacts import hardware
         warm = steps // 2
         total = steps + PROFILED * torch.cuda.is_available()
         rows = rows_for(model, examples * total)
@@ -144,7 +144,7 @@ def describe(model, n, titles):
     with joined():
         from amazon_ft import demo
         from amazon_ft.core import QUESTION
-        from amazon_ft.models import hardware
+        from amazon_ft.artefacts import hardware
         made_up = [f"Product {i} of steel and oak, {i % 97} inches" for i in range(titles)]
         began = time.perf_counter()
         demo.describe(model, made_up[:4], max_new_tokens=8)
@@ -165,7 +165,7 @@ def launch(n, examples, args):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)] if n else []
     command = [sys.executable, *launcher, __file__, "--model", str(args.model), "--processes", str(n),
                "--examples", str(examples), "--steps", str(args.steps), "--titles", str(args.titles), "--one"]
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[1])
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), root]))
     with tempfile.TemporaryDirectory() as parts:

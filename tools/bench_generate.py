@@ -1,7 +1,7 @@
 """How fast texts are generated on a GPU: ours beside transformers' own ways, and how often the two agree.
 
-    python nbs/bench/bench_generate.py --tokenizer FOLDER --what ours,theirs,profile --out nbs/bench/generate.json
-    python nbs/bench/bench_generate.py --real FOLDER --out nbs/bench/generate.json
+    python tools/bench_generate.py --tokenizer FOLDER --what ours,theirs,profile --out nbs/bench/generate.json
+    python tools/bench_generate.py --real FOLDER --out nbs/bench/generate.json
 
 Run from the repository's root with PYTHONPATH set to it, on a machine with a GPU; nothing is downloaded. Speed: a model
 of TinyLlama-1.1B's shape with random weights in float16, made-up titles, and drawn lengths in place of real ones, since
