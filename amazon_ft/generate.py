@@ -136,7 +136,8 @@ def _answer(model, tokenizer, rules, missing, prompts, seeds, slots, known, save
     from tqdm.auto import tqdm
     start, tokens, unsaved = perf_counter(), 0, 0
     work = completions(model, [prompts[i] for i in missing], rules, slots, [seeds[i] for i in missing])
-    with tqdm(total=len(missing), desc="generate", unit="title", leave=False, disable=len(missing) <= 1 or not is_main()) as progress:
+    silent = len(missing) <= 1 or not is_main()
+    with tqdm(total=len(missing), desc="generate", unit="title", leave=False, disable=silent) as progress:
         for ended in work:
             texts = tokenizer.batch_decode(list(ended.values()), skip_special_tokens=True)
             for text, (i, ids) in zip(texts, ended.items()):

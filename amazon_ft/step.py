@@ -263,7 +263,8 @@ def _hashed_dropouts(model):
             if isinstance(old, torch.nn.Dropout):
                 layer.lora_dropout[name] = dropout = HashedDropout(old.p)
                 dropout.row = row
-                dropout.register_buffer("keys", feature_keys(layer.in_features, i, layer.weight.device), persistent=False)
+                keys = feature_keys(layer.in_features, i, layer.weight.device)
+                dropout.register_buffer("keys", keys, persistent=False)
     return row
 
 # %% ../nbs/02a_packed_step.ipynb #80ac7eed

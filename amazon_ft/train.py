@@ -249,7 +249,7 @@ def train(
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #64a0a424
 def _plan(base, revision, where, settings, epochs, overwrite):
-    "The base at its commit, everything that determines the outcome, the plan that is there, and the manifest if it fits."
+    "The base at its commit, all that determines the outcome, the plan that is there, and the manifest if it fits."
     dataset, prepared = load_prepared(where.root)
     if epochs is not None:
         settings["max_steps"] = ceil(epochs * len(dataset["train"]) / settings["batch_size"])

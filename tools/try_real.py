@@ -1,9 +1,9 @@
 """Take a real chat model through the stages on a CPU, briefly: two steps, a merge, four titles.
 
 Usage: python tools/try_real.py [--bin FOLDER]      FOLDER holds the console scripts, by default this Python's
-The model is SmolLM2-135M-Instruct out of a package (tools/real_base.py): a vocabulary of 49,152, ChatML's template, tied
-embeddings, thirty layers. Two steps change little, so the texts are not judged; that each stage takes such a model, that
-its answers end at the template's own end of turn, and that training changed it, is.
+The model is SmolLM2-135M-Instruct out of a package (tools/real_base.py): a vocabulary of 49,152, ChatML's template,
+tied embeddings, thirty layers. Two steps change little, so the texts are not judged. The check is that each stage takes
+such a model, that its answers end at the template's own end of turn, and that training changed it.
 """
 import argparse
 import json
@@ -34,9 +34,9 @@ def main():
         base = str(folder / "SmolLM2-135M-Instruct")
         real_base(base, args.wheel)
         run("prepare", "--source", "sample", "--n_train", "100", "--n_valid", "8", "--n_test", "4")
-        run("train", "--base", base, "--max_steps", "2", "--batch_size", "2", "--max_length", "160", "--save_steps", "0",
-            "--learning_rate", "1e-3")
-        run("merge")
+        run("train", "--base", base, "--max_steps", "2", "--batch_size", "2", "--max_length", "160",
+            "--save_steps", "0", "--learning_rate", "1e-3")
+        run("merge", "--decoding", "greedy")
         merged, = (folder / "runs" / "outputs").glob("*_merged_fp16")
         settings = json.loads((merged / "generation_config.json").read_text())
         from transformers import AutoTokenizer
