@@ -107,8 +107,7 @@ def _columns(models):
         for name, heading in (("base", "Before: base"), ("tuned", "After: tuned")):
             with gr.Column(min_width=280):
                 copy = gr.Button("Copy", size="sm")
-                text = gr.HighlightedText([], label=heading, color_map=COLOURS, elem_id=name, show_whitespaces=False,
-                                          buttons=[copy])
+                text = gr.HighlightedText([], label=heading, color_map=COLOURS, elem_id=name, buttons=[copy])
                 copy.click(None, text, None, js=COPY, api_visibility="private")
                 speed = gr.Markdown("", elem_id=f"{name}-speed")
                 gr.Markdown(f"Made from: {escape(models[name][1])}")

@@ -86,6 +86,14 @@ def before_and_after(page: Page):
     page.locator("#tuned button", has_text="Copy").click()
     assert page.evaluate("navigator.clipboard.readText()") == texts["tuned"].inner_text().strip()
 
+    page.fill("#title textarea", "Bamboo Cutting Board")  # without a brand, so one is made up and marked
+    page.click("#ask")
+    settled(page)
+    brand = texts["tuned"].locator(".highlighted .text").first.inner_text()
+    page.locator("#tuned button", has_text="Copy").click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert f" {brand} " in copied, f"a marked specific is glued to its neighbour: {copied}"
+
     page.fill("#title textarea", MARKUP)
     page.click("#ask")
     settled(page)
