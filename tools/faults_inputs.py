@@ -166,7 +166,7 @@ def bounded(name: str, folder: Path) -> list:
     text, other = ADVERSARIAL[name], ADVERSARIAL[name][::-1]
     rest = " ".join(["A good board."] * 3)
     uses = dict(clean=lambda: clean(text), shingles=lambda: shingles(text), score=lambda: score([text], [other]),
-                itself=lambda: score([text], [text]), form=lambda: form([text], [rest]),
+                itself=lambda: score([text], [text]), form=lambda: form([text], [rest], [text]),
                 unsupported=lambda: unsupported(text, rest, rest), supported=lambda: unsupported(rest, text, rest))
     complaints = []
     for use, call in uses.items():
