@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['ROUND', 'CPU_TOKENS', 'COMPILE_STEPS', 'pack', 'micro_batches', 'packed_attention', 'varlen_kernel', 'padded_places',
-           'completion_loss', 'Execution', 'Step', 'hashed_dropout', 'feature_keys', 'padded_row',
-           'compiled_for_all_lengths', 'multiplied_weights', 'matmul_rate', 'choose_execution']
+           'completion_loss', 'Execution', 'Step', 'padded_row', 'compiled_for_all_lengths', 'multiplied_weights',
+           'matmul_rate', 'choose_execution']
 
 # %% ../nbs/02a_packed_step.ipynb #a1927bdc
 from functools import cache, partial
 from importlib.util import find_spec
 from math import ceil
 from time import perf_counter
-from types import SimpleNamespace
 from typing import NamedTuple
 
 from fastcore.basics import patch
 
 from .core import *
+from .dropout import *
 from .models import *
 from .processes import *
 
@@ -152,7 +152,7 @@ class Step:
         attention = partial(packed_attention, longest=ceil(longest / 256) * 256, kernel=self.kernel)
         AttentionInterface.register("packed", attention)
         self.lm.set_attn_implementation("packed")
-        self.dropout = _hashed_dropouts(self.lm)
+        self.dropout = hash_dropouts(self.lm)
         if execution.compiled:
             self._compile()
 
@@ -222,50 +222,6 @@ def _backward(self: Step, row, scale):
     torch._foreach_copy_(self.latest, torch.autograd.grad(scale(loss), list(self.copies.values())))
     torch._foreach_add_(self.gradients, self.latest)
     return loss.detach()
-
-# %% ../nbs/02a_packed_step.ipynb #320382bf
-def hashed_dropout(
-    x, # A tensor, ... x tokens x features
-    draws, # A tensor: for each token a random int32
-    keys, # From feature_keys
-    p: float, # Share of the elements to drop
-): # A tensor like `x`
-    "Dropout whose random numbers are a hash of the token's draw and the feature's keys."
-    import torch
-    kept = (draws[:, None] ^ keys[0]) * keys[1] >= round(p * 2**32) - 2**31
-    return torch.where(kept, x * (1 / (1 - p)), 0)
-
-# %% ../nbs/02a_packed_step.ipynb #238889f8
-def feature_keys(
-    n: int, # Features
-    layer: int = 0, # Number of the layer
-    device: str = "cpu", # Where to put them
-): # A tensor, 2 x n: int32, the second row odd
-    "Constants by which dropouts tell layers and features apart: lowbias32 of github.com/skeeto/hash-prospector."
-    import torch
-    h = torch.arange(2 * n, dtype=torch.int32, device=device).view(2, n) + (layer << 17)
-    h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D
-    h = (h ^ ((h >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
-    h = h ^ ((h >> 16) & 0xFFFF)
-    return torch.stack([h[0], h[1] | 1])
-
-# %% ../nbs/02a_packed_step.ipynb #e1eb14d1
-def _hashed_dropouts(model):
-    "Replace the adapter's dropouts by hashed ones; returns the object from which they take a row's draws."
-    import torch
-    class HashedDropout(torch.nn.Dropout):
-        def forward(self, x):
-            return hashed_dropout(x, self.row.draws, self.keys, self.p) if self.training else x
-    row = SimpleNamespace(draws=None)
-    layers = [layer for layer in model.modules() if hasattr(layer, "lora_dropout")]
-    for i, layer in enumerate(layers):
-        for name, old in layer.lora_dropout.items():
-            if isinstance(old, torch.nn.Dropout):
-                layer.lora_dropout[name] = dropout = HashedDropout(old.p)
-                dropout.row = row
-                keys = feature_keys(layer.in_features, i, layer.weight.device)
-                dropout.register_buffer("keys", keys, persistent=False)
-    return row
 
 # %% ../nbs/02a_packed_step.ipynb #80ac7eed
 @patch
@@ -348,7 +304,7 @@ def _record(self: Step, row, scale):
 # %% ../nbs/02a_packed_step.ipynb #8b177428
 def compiled_for_all_lengths(
     forward, # A decoder layer's `forward`
-    row, # From _hashed_dropouts
+    row, # From hash_dropouts
 ): # The compiled function
     "A decoder layer's forward pass, compiled once for all row lengths."
     import torch
