@@ -32,7 +32,7 @@ from nbdev.config import get_config
 
 BOX, FORK = "keep_on_drive", "a-fork"
 STAGES = ("01", "02", "03", "04", "06")  # the notebooks that write to the workspace
-SET_UP = {"colab.txt", "amazon_ft_source", "bench", ".hypothesis"}  # beside the workspace, from the set-up and a test
+SET_UP = {"colab.txt", "amazon_ft_source", "bench", "products.txt", ".hypothesis"}  # beside the workspace, from the set-up and a test
 NOISE = re.compile(r"Traceback|\w*Warning: ")
 PROVIDED = ("ipykernel", "ipywidgets", "setuptools")  # by Colab, beside what the package needs
 STAND_IN = {

@@ -36,7 +36,8 @@ def run(*command) -> str:
 def started(command: list, out: Path, blocks: int):
     "A Ray run, once it has finished so many blocks."
     with open(out.with_suffix(".log"), "w+") as log:
-        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=ENVIRONMENT)
+        hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit deaf ears
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=ENVIRONMENT, preexec_fn=hears)
         since = time.monotonic()
         while len(list(out.glob("0*.parquet"))) < blocks and process.poll() is None:
             time.sleep(0.1)
