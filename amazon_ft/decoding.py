@@ -8,7 +8,6 @@ __all__ = ['CANDIDATES', 'CAREFUL', 'GREEDY', 'RULE_VALUES', 'MAX_LOOPS', 'MIN_S
            'given_decoding', 'model_rules']
 
 # %% ../nbs/03e_decoding.ipynb #f9e9ea91
-from inspect import signature
 from pathlib import Path
 
 from .core import *

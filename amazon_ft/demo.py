@@ -17,7 +17,6 @@ from hashlib import sha256
 from io import BytesIO
 from math import ceil
 from pathlib import Path
-from threading import Event
 from time import perf_counter
 from typing import NamedTuple
 

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 from .core import *
 from .artefacts import *

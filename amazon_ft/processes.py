@@ -13,7 +13,6 @@ import sys
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from io import StringIO
-from pathlib import Path
 from time import sleep
 
 from .core import *

@@ -18,7 +18,7 @@ import time
 from argparse import ArgumentParser
 from pathlib import Path
 
-from bench_train import COMPARED, PROFILED, SCRATCH, _versions, kinds, make_rows
+from bench_train import COMPARED, PROFILED, SCRATCH, _versions, clock, kinds, make_rows, now
 
 REDUCED = 30  # all-reduces alone, after the run
 
@@ -44,37 +44,6 @@ def imbalance(rows, examples, n):
         heaviest = max(sum(step[k] for k in hand) for hand in deal(step, n))
         found.append(heaviest * n / sum(step))
     return sum(found) / len(found)
-
-
-def now():
-    "Seconds, once the GPU has done all it was given."
-    import torch
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def clock(steps, warm):
-    "A callback that times the steps after `warm`, and profiles those after `steps` on a GPU."
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-    from transformers import TrainerCallback
-    class Clock(TrainerCallback):
-        profiler = None
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_log |= state.global_step <= COMPARED
-            if state.global_step == warm:
-                self.start = now()
-            if state.global_step == steps:
-                self.end = now()
-                if torch.cuda.is_available():
-                    self.profiler = profile(activities=[ProfilerActivity.CUDA], acc_events=True)
-                    self.profiler.__enter__()
-        def on_train_end(self, args, state, control, **kwargs):
-            if self.profiler:
-                now()
-                self.profiler.__exit__(None, None, None)
-    return Clock()
 
 
 def trainer_for(model, rows, examples, steps):

@@ -9,7 +9,6 @@ and evaluates the chosen setting as a user does, and is the only one that looks 
 --out. `--trial` takes two settings, two steps and few rows, to see that everything runs.
 """
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -165,9 +164,9 @@ def compare(base: str, work: Path, name: str, few: int) -> dict:
     settings, start = RECIPE | SETTINGS[name], time.perf_counter()
     settings["max_steps"] = min(settings["max_steps"], 2) if few else settings["max_steps"]
     training, validation = rows_for(work, settings["data"])
-    known, neighbours = training, with_neighbour(validation, training)[1]
+    shown, neighbours = with_neighbour(validation, training)
     if settings["neighbour"]:
-        validation, training = with_neighbour(validation, known)[0], with_neighbour(training, known)[0]
+        validation, training = shown, with_neighbour(training, training)[0]
     model, loss = trained(base, work / "runs" / name.replace(" ", "_"), training, validation, settings)
     seconds, tokenizer, cap = time.perf_counter() - start, load_tokenizer(base), 16 if few else 256
     model = model.cuda() if torch.cuda.is_available() else model.float()

@@ -16,7 +16,6 @@ import resource
 import shutil
 import signal
 import sys
-import time
 import traceback
 from contextlib import suppress
 from hashlib import sha256

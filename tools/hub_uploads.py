@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 from hashlib import sha256
-from pathlib import Path
 
 LFS = (".safetensors", ".png")  # endings of the files that go by LFS
 POSTS = re.compile(

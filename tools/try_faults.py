@@ -25,7 +25,7 @@ os.environ |= dict(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_O
 
 from faults_inputs import ADVERSARIAL, TEMPLATES, bounded, mutated, typed
 from faults_page import forged
-from faults_harness import KNOWN, differences, in_parallel, load, manners, raising, run, states, tree, watch
+from faults_harness import KNOWN, differences, in_parallel, load, manners, raising, run, states, tree
 
 ROWS, TITLES = 90, 6
 ROOM = 4 << 30  # bytes that the states take at most
