@@ -31,7 +31,7 @@ def nearest_titles(
     titles: list, # Held-out titles
     training: list, # Titles of the training split
     n: int = 1, # How many to find for each title
-) -> list: # For each title a list of positions in training, the nearest first; no title that shares no word
+) -> list: # For each title its positions in training, nearest first, without titles that share no word
     "The nearest training titles by cosine of TF-IDF vectors (scikit-learn's)."
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -65,7 +65,7 @@ def few_shot(
     max_tokens: int, # Room for the prompt: the model's context less the answer
     seed: int = 42, # Of the draw
 ) -> tuple: # The longer chats, and how many examples they hold
-    "The chats with answered ones before them."
+    "The chats, each after the same answered ones."
     import numpy as np
     drawn = np.random.default_rng(seed).choice(len(training), min(SHOTS, len(training)), replace=False)
     shots = sorted(answered(training[drawn]), key=lambda shot: len(shot[1]["content"]))
@@ -78,9 +78,9 @@ def few_shot(
 # %% ../nbs/03_merge_and_eval.ipynb #8345c79d
 def cached_predictions(
     cache: Path, # Folder of predictions
-    made_by: dict, # Everything that decides them
-) -> tuple: # Position of a chat to Prediction, and a function that stores them
-    "The predictions that are known already; none, with a word of it, if their file is damaged."
+    made_by: dict, # Everything that determines them
+) -> tuple: # A dict of Predictions by their chats' positions, and a function that stores such a dict
+    "The cached predictions; none, with a message, if their file is damaged."
     name = sha256(json.dumps(made_by).encode()).hexdigest()
     file, known = cache / f"{name[:16]}.json", {}
     seal = lambda predictions: sha256(json.dumps([name, predictions]).encode()).hexdigest()
@@ -89,9 +89,9 @@ def cached_predictions(
         atomic_write(file, json.dumps(dict(made_by=made_by, predictions=found, seal=seal(found))))
     if file.exists():
         try:
-            found = read_json(file, "its descriptions are written anew")
+            found = read_json(file, "its descriptions are generated again")
             if found.get("seal") != seal(found.get("predictions")):
-                raise Damaged(f"{file} has changed since it was written; its descriptions are written anew")
+                raise Damaged(f"{file} has changed since it was written; its descriptions are generated again")
             known = {int(i): Prediction(*prediction) for i, prediction in found["predictions"].items()}
         except Damaged as error:
             print(f"evaluate: {error}")
@@ -107,8 +107,8 @@ def predict(
     batch_size: int, # Prompts at a time
     cache: Path, # Folder of predictions
     rules: dict, # Of decoding, from model_rules
-) -> list: # One Prediction a chat; an empty one where the prompt fills the model's context
-    "A model's descriptions, from the cache as far as it has them."
+) -> list: # One Prediction a chat; an empty one where the prompt leaves no room in the model's context
+    "A model's descriptions, from the cache if it has them."
     made_by = dict(model=identity(model), chat_template=tokenizer.chat_template, max_new_tokens=max_new_tokens,
                    prompts=sha256(json.dumps(chats).encode()).hexdigest(), batch_size=batch_size, decoding=rules,
                    precision=str(loaded.dtype), hardware=hardware(), torch=version("torch"),
@@ -127,7 +127,7 @@ def predict(
 
 # %% ../nbs/03_merge_and_eval.ipynb #ra000301
 def _answer_together(loaded, tokenizer, asked, max_new_tokens, batch_size, known, save, decoding):
-    "`generate` by several processes."
+    "`generate`, shared among several processes."
     missing = from_main(lambda: [i for i in range(len(asked)) if i not in known])
     for start in range(0, len(missing), batch_size * world()):
         mine = missing[start:start + batch_size * world()][rank()::world()]
@@ -142,7 +142,7 @@ def _answer_together(loaded, tokenizer, asked, max_new_tokens, batch_size, known
 # %% ../nbs/03_merge_and_eval.ipynb #cd4b6c2c
 def answers(
     model: str, # The base, or the merged model's folder
-    name: str, # Of the system: base or tuned
+    name: str, # Of the system: `base` or `tuned`
     rows, # Prepared rows to describe
     chat_template: str, # Of the adapter's training
     rules: dict, # Of decoding, from model_rules
@@ -153,7 +153,7 @@ def answers(
     "A model's descriptions, and its likelihood of the references; raises `UserError` for another chat template."
     tokenizer = load_tokenizer(model)
     if tokenizer.chat_template != chat_template:
-        raise UserError(f"{model} has another chat template than the adapter was trained with; train again")
+        raise UserError(f"{model} has another chat template than the one in the adapter's training; train again")
     loaded, asked, greedy = load_model(model, inference_precision()), {name: chats(rows)}, f"{name}, greedy"
     judged = likelihood(loaded, tokenizer, rows) if is_main() else None
     if training is not None:
@@ -169,7 +169,7 @@ def answers(
 
 # %% ../nbs/03_merge_and_eval.ipynb #c26b4e05
 def _columns(predictions):
-    "A table of predictions, a row each."
+    "Predictions as a table, a row each."
     import pandas as pd
     return pd.DataFrame(dict(
         prediction=[p.text for p in predictions], new_tokens=[p.n_tokens for p in predictions],
@@ -195,7 +195,7 @@ def measure(
     table, # Columns `title`, `question`, `reference`, `system` and `prediction`; system `reference` gets no scores
     training: list, # Descriptions of the training split
 ):
-    "The table with all measures of all texts."
+    "The table with every measure of every text."
     others = table[table["system"] != "reference"]
     scores = score(list(others["prediction"]), list(others["reference"])).set_index(others.index)
     texts = list(table["prediction"])
@@ -211,7 +211,7 @@ MEASURES = [*SCORES, *(f"{name}_prefixed" for name in ROUGES), "nll_token", "nll
 def summarise(
     table, # From measure
     seed: int = 42, # Of the bootstrap
-) -> dict: # `systems`: mean_interval of each measure; `gain`, `gain_greedy`, `over_copy`, `over_retrieval`: paired_gain
+) -> dict: # `systems`: from mean_intervals; `gain`, `gain_greedy`, `over_copy`, `over_retrieval`: from paired_gains
     "Each system alone, and the tuned model's gains over the base, a copy of the title, and search."
     groups = by_system(table)
     columns = {(system, m): group[m] for system, group in groups.items() for m in MEASURES if group[m].notna().any()}
@@ -233,8 +233,8 @@ def held_out(
     folder = Path(locate(str(model)))
     merged = read_manifest(folder, "merge", "give a merged model's folder") if (folder / MANIFEST).exists() else None
     if merged and merged["plan"]["data"] != prepared["data"]:
-        raise UserError(f"{model} was trained on another dataset than the prepared one, whose test rows it may have "
-                        "seen; run amazon_ft_train --overwrite and amazon_ft_merge")
+        raise UserError(f"{model} was trained on another dataset than the prepared one and may have seen its test "
+                        "rows; run amazon_ft_train --overwrite and amazon_ft_merge")
     rows = dataset["test"].take(min(k, len(dataset["test"])))
     if len(rows) == 0:
         raise UserError("the prepared dataset has no test rows; run amazon_ft_prepare with --n_test above 0")
@@ -248,7 +248,7 @@ def held_out(
 # %% ../nbs/03_merge_and_eval.ipynb #b386ce59
 def examples(
     rows, # Prepared rows
-    question: str, # What the prompts asked (see wordings)
+    question: str, # The question in the prompts (see wordings)
     given: dict, # Name of a control to its descriptions
     described: dict, # Name of a system to its table, from answers
 ): # A row for each title and system
@@ -269,10 +269,10 @@ def evaluate(
     root: str = None, # The workspace (default: $AMAZON_FT_ROOT, Google Drive in Colab, or ./amazon_ft_runs)
     k: int = 500, # Number of held-out titles; 12 is the recipe's quick size, too few to tell anything
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
-    batch_size: int = None, # Prompts at a time (default: 48 on a CPU, up to 512 on a GPU)
+    batch_size: int = None, # Prompts at a time (default: 48 on a CPU, 1,024 on a GPU)
     seed: int = 42, # Of the bootstrap and of the examples in the prompt
 ) -> dict: # The content of the metrics file
-    "Score base and merged model on held-out titles, side by side with controls."
+    "Score the base and the merged model on held-out titles, beside controls."
     check_arguments(k=k, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     with joined():
         base = choose_base(base, root)
@@ -290,7 +290,7 @@ def evaluate(
 
 # %% ../nbs/03_merge_and_eval.ipynb #ra000302
 def _results(where, base, merged, rows, training, prepared, described, asked, seed):
-    "Measure what both models wrote, and write the files; returns the content of the metrics file."
+    "Measure all descriptions and write the files; returns the content of the metrics file."
     check_differ(described["base"], described["tuned"])
     question, decoding = prepared["arguments"]["question"], merged.get("decoding", GREEDY)
     table = measure(examples(rows, question, controls(rows, training), described), list(training["content"]))
@@ -313,13 +313,13 @@ amazon_ft_eval = command(evaluate)
 def compare(
     a: str, # A model folder, or a file of examples (.jsonl)
     b: str, # Another one, for the same titles
-    root: str = None, # The workspace whose test split model folders describe (see workspace)
+    root: str = None, # The workspace whose test split the model folders describe (see workspace)
     k: int = 500, # Number of held-out titles for a model folder
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
-    batch_size: int = None, # Prompts at a time (default: 48 on a CPU, up to 512 on a GPU)
+    batch_size: int = None, # Prompts at a time (default: 48 on a CPU, 1,024 on a GPU)
     seed: int = 42, # Of the bootstrap
-) -> dict: # Name of a score to paired_gain, of `b` over `a`
-    "The paired differences between two systems' scores for the same titles."
+) -> dict: # From paired_gains: of `b` over `a`
+    "Compare two systems' scores, title by title."
     check_arguments(k=k, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     first, second = (read_examples(of) if str(of).endswith(".jsonl") else
                      describe_test_split(of, root, k, max_new_tokens, batch_size) for of in (a, b))
@@ -338,13 +338,13 @@ def read_examples(
 ):
     "The tuned model's rows; raises `UserError` if there are none."
     import pandas as pd
-    remedy = "amazon_ft_eval writes examples_*.jsonl beside its metrics"
+    remedy = "run amazon_ft_eval, which writes examples_*.jsonl beside its metrics"
     if not Path(file).exists():
         raise UserError(f"{file}: there is no such file; {remedy}")
     try:
         table = pd.read_json(file, lines=True, dtype=False)
     except ValueError as error:
-        raise Damaged(f"{file} is damaged ({error}); {remedy}, run it again") from error
+        raise Damaged(f"{file} is damaged ({error}); {remedy}") from error
     if not {"system", "title", "reference", *SCORES} <= set(table) or "tuned" not in set(table["system"]):
         raise UserError(f"{file} holds no scored descriptions of a tuned model; {remedy}")
     return by_system(table)["tuned"]

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROUGES', 'SCORES', 'SCORED_CHARS', 'LIKELIHOOD_TOKENS', 'LOOP_WORDS', 'COPY_SHARE', 'DRAFT_WORDS', 'lcs_length',
-           'rouge', 'rouge_metric', 'chrf', 'leading_score', 'score', 'mean_intervals', 'mean_interval', 'paired_gains',
-           'paired_gain', 'likelihood', 'ngrams', 'longest_repeat', 'title_share', 'first_sentence', 'form', 'usable',
-           'memorised', 'by_system']
+           'rouge', 'rouge_metric', 'chrf', 'leading_score', 'score', 'mean_intervals', 'paired_gains', 'likelihood',
+           'ngrams', 'longest_repeat', 'title_share', 'first_sentence', 'form', 'usable', 'memorised', 'by_system']
 
 # %% ../nbs/03a_measures.ipynb #measures-imports
 import re
@@ -48,7 +47,7 @@ def _shared(a, b):
 # %% ../nbs/03a_measures.ipynb #45b00c54
 def rouge(
     prediction: str, # A text
-    reference: str, # The text that it should be
+    reference: str, # The text to compare it with
 ) -> list: # F-measures of 0 to 1: ROUGE-1, ROUGE-2, ROUGE-L
     "The scores of `rouge_score`'s `RougeScorer` without its stemmer."
     from rouge_score.scoring import fmeasure
@@ -83,7 +82,7 @@ def _char_ngrams(text):
 
 def chrf(
     prediction: str, # A text
-    reference: str, # The text that it should be
+    reference: str, # The text to compare it with
 ) -> float: # 0 to 1
     "The score of sacrebleu's `sentence_chrf`: recall counts twice as much as precision."
     orders = [(_shared(a, b), a.total(), b.total()) for a, b in zip(_char_ngrams(prediction), _char_ngrams(reference))]
@@ -95,7 +94,7 @@ def chrf(
 def leading_score(
     references: list, # Descriptions
 ) -> str: # `rougeL`, or `chrf` where ROUGE sees too little of the texts
-    "The score to judge by: ROUGE counts only words of the letters a to z and of digits."
+    "The score to judge by; ROUGE sees only the letters a to z and digits."
     ascii_letters = [len(re.findall("[a-z]", text, re.IGNORECASE | re.ASCII)) for text in references]
     letters = [sum(map(str.isalpha, text)) for text in references]
     other = sum(total > 2 * ascii for total, ascii in zip(letters, ascii_letters))
@@ -103,7 +102,7 @@ def leading_score(
 
 # %% ../nbs/03a_measures.ipynb #1f93ec47
 SCORES = [*ROUGES, "chrf"]
-SCORED_CHARS = 16_000 # of each text; what comes behind is not scored
+SCORED_CHARS = 16_000 # of each text; the rest is not scored
 
 def score(
     predictions: list, # Completions, with the prefix or without
@@ -114,7 +113,7 @@ def score(
     texts = [without_prefix(text)[:SCORED_CHARS] for text in predictions]
     targets = [text[:SCORED_CHARS] for text in references]
     found, columns = {}, [*SCORES, *(f"{name}_prefixed" for name in ROUGES)]
-    for i in sorted(range(len(targets)), key=targets.__getitem__): # equal references in a row are counted once
+    for i in sorted(range(len(targets)), key=targets.__getitem__): # sorted: equal references are counted once
         prefixed = rouge(predictions[i][:SCORED_CHARS], target_text(targets[i]))
         found[i] = [*rouge(texts[i], targets[i]), chrf(texts[i], targets[i]), *prefixed]
     return pd.DataFrame([found[i] for i in range(len(targets))], columns=columns)
@@ -159,27 +158,18 @@ def _binomial(mean, n):
     interval = binomtest(round(mean * n), n).proportion_ci()
     return float(interval.low), float(interval.high)
 
-def mean_interval(
-    values, # A number for each example; NaN where the measure does not apply
-    share: bool = False, # Whether each value is 0 or 1
-    seed: int = 42, # Of the resamples
-    resamples: int = 9999, # scipy's own default
-) -> dict: # `mean`, `low`, `high`
-    "`mean_intervals` of a single column."
-    return mean_intervals({"": values}, ("",) * share, seed, resamples)[""]
-
 # %% ../nbs/03a_measures.ipynb #cb1cdca3
 def paired_gains(
     before: dict, # Name of a score to one system's values, a number for each example
     after: dict, # The same of another system
     seed: int = 42, # Of resamples and sign flips
-) -> dict: # Name to `mean_interval`'s keys, `p`, `wins`, `ties`, `losses`, and `k_needed` (None if nothing differs)
-    "The means of `after - before`, and how likely they are to be chance."
+) -> dict: # Name to `mean`, `low`, `high`, `p`, `wins`, `ties`, `losses`, and `k_needed` (None if nothing differs)
+    "The means of `after - before`, and how likely chance alone would give them."
     import numpy as np
     pairs = {name: np.array([before[name], after[name]], dtype=float) for name in before}
     pairs = {name: pair[:, ~np.isnan(pair).any(axis=0)] for name, pair in pairs.items()}
     pairs = {name: pair for name, pair in pairs.items() if pair.size}
-    gains = {name: (after - before).round(9) for name, (before, after) in pairs.items()} # less is rounding
+    gains = {name: (after - before).round(9) for name, (before, after) in pairs.items()} # anything smaller is rounding
     found, intervals, p = {}, mean_intervals(gains, seed=seed), _flipped(pairs, gains, seed)
     for name, gain in gains.items():
         counts = dict(wins=int((gain > 0).sum()), ties=int((gain == 0).sum()), losses=int((gain < 0).sum()))
@@ -204,30 +194,21 @@ def _flipped(pairs, gains, seed):
 
 # %% ../nbs/03a_measures.ipynb #14dff5db
 def _k_needed(gain):
-    "How many titles find a true difference of this size with a power of 80%; None if there is no difference."
+    "How many titles it takes to find a true difference of this size with a power of 80%; None without one."
     from scipy.stats import norm
     if len(gain) < 2 or not gain.mean():
         return None
     return max(2, ceil((norm.ppf([0.975, 0.8]).sum() * gain.std(ddof=1) / gain.mean()) ** 2))
 
-# %% ../nbs/03a_measures.ipynb #8fd08f36
-def paired_gain(
-    before, # A score for each example
-    after, # Another system's scores of the same examples
-    seed: int = 42, # Of resamples and sign flips
-) -> dict: # `mean`, `low`, `high`, `wins`, `ties`, `losses`, `p`, `k_needed`
-    "`paired_gains` of a single score."
-    return paired_gains({"": before}, {"": after}, seed)[""]
-
 # %% ../nbs/03a_measures.ipynb #measures-torch
-LIKELIHOOD_TOKENS = 4096 # a batch: with 32,000 words the logits take half a gigabyte
+LIKELIHOOD_TOKENS = 4096 # in a batch; with a vocabulary of 32,000 the logits take half a gigabyte
 
 def likelihood(
     model, # From load_model
     tokenizer, # From load_tokenizer
     rows, # Prepared rows; one longer than the model's context is cut there
 ):
-    "A table with a row for each example: `reference_tokens`, `nll_token` and `nll_char`, in nats; NaN if cut before."
+    "A table with a row for each example: `reference_tokens`, `nll_token` and `nll_char`, in nats; NaN if no answer is left."
     import pandas as pd
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -245,7 +226,7 @@ def likelihood(
 
 # %% ../nbs/03a_measures.ipynb #cb51edea
 def _answer_nll(answer, logits, tokenizer):
-    "An answer's length and negative log likelihood by the logits for its tokens."
+    "An answer's length and negative log likelihood, given the logits for its tokens."
     from torch.nn.functional import cross_entropy
     nll = cross_entropy(logits.float(), answer.to(logits.device), reduction="sum").item()
     text = tokenizer.decode(answer, skip_special_tokens=True)
@@ -284,7 +265,7 @@ def title_share(
     text: str, # Any text
     title: str, # The product's title
 ) -> float: # 0 to 1; 0 for a text without words
-    "The share of a text's words that stand in the title."
+    "The share of a text's words that occur in the title."
     words, known = (re.findall(r"\w+", each.lower()) for each in (text, title))
     known = set(known)
     return sum(word in known for word in words) / max(len(words), 1)
@@ -293,7 +274,7 @@ def title_share(
 def first_sentence(
     text: str, # Any text
 ) -> str:
-    "A text up to its first full stop, exclamation or question mark before a space, or line break."
+    "A text up to its first line break, or full stop, exclamation or question mark before white space."
     return re.split(r"(?<=[.!?])\s|\n", text.strip(), maxsplit=1)[0]
 
 # %% ../nbs/03a_measures.ipynb #8b8ec865
@@ -328,7 +309,7 @@ def usable(
 def memorised(
     texts: list, # Descriptions
     training: list, # Descriptions of the training split
-) -> list: # Shares of 0 to 1; NaN for a text of fewer words
+) -> list: # Shares of 0 to 1; NaN for a text of fewer than eight words
     "For each text, the share of its runs of eight words that occur verbatim in `training`."
     runs_of = lambda text: ngrams(re.findall(r"\w+", text[:SCORED_CHARS].lower()), 8)
     runs = list(map(runs_of, texts))

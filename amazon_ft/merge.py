@@ -25,14 +25,14 @@ def merged_model(
     base: str, # The base model: a hub id, a folder, or `tiny`
     adapter: Path, # Folder of the adapter
 ):
-    "The base as it was trained against, with the adapter added to its weights, in float16."
+    "The base as training saw it, with the adapter added to its weights, in float16."
     import torch
     from peft import PeftModel
     dequantised = load_model(base, "fp32", four_bit=True).dequantize()
     merged = PeftModel.from_pretrained(dequantised, adapter).merge_and_unload().to(torch.float16)
     for name, weight in merged.named_parameters():
         if not torch.isfinite(weight).all():
-            raise UserError(f"{adapter}: {name} does not fit into float16, it holds values beyond 65504 or NaN; "
+            raise UserError(f"{adapter}: {name} does not fit into float16 (it holds NaN, or values beyond 65504); "
                             "train again with --overwrite and a lower --learning_rate")
     return merged
 
@@ -76,7 +76,7 @@ def trained_logits(
     with quantised.disable_adapter():
         effect = fidelity(row_logits(quantised, tokenizer, rows), logits)
     if effect["kl"] < 1e-6:
-        raise UserError(f"{adapter} changes nothing, the base predicts the same without it; "
+        raise UserError(f"{adapter} changes nothing: the base predicts the same without it; "
                         "train again with --overwrite")
     return logits, effect
 
@@ -100,7 +100,7 @@ def card_titles(
     return int(found[1]) if found and found[2] == sha256(text.encode()).hexdigest() else None
 
 # %% ../nbs/03d_merge.ipynb #b8131211
-MAX_NEW_TOKENS = 256 # of the folder's generation settings, and of the trial
+MAX_NEW_TOKENS = 256 # in the folder's generation settings and in the trial
 
 @known_noise()
 def save_model(
@@ -108,7 +108,7 @@ def save_model(
     tokenizer, # From load_tokenizer
     folder: Path, # Of the merged model
 ):
-    "Write model and tokenizer, with greedy generation settings for a start."
+    "Write model and tokenizer, with greedy generation settings for now."
     model.generation_config = generation_config(tokenizer, MAX_NEW_TOKENS)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -134,7 +134,7 @@ def seal(
     decoding: dict, # `name`, `rules` and `by`
     facts: dict, # Other entries of the manifest
 ) -> dict: # The manifest
-    "Write generation settings and manifest, and take along a README of the user's."
+    "Write generation settings and manifest, and keep a README that the user wrote."
     generation_config(tokenizer, MAX_NEW_TOKENS, **decoding["rules"]).save_pretrained(folder)
     manifest = write_manifest(folder, "merge", **facts, decoding=decoding)
     if card_titles(where.merged / "README.md") is None:
@@ -152,7 +152,7 @@ def share(
     for name in files:
         try:
             os.link(source / name, dest / name)
-        except OSError: # no hard links there; whatever else is wrong, the copy will meet it too
+        except OSError: # no hard links there; any other problem stops the copy too
             shutil.copy2(source / name, dest / name)
 
 # %% ../nbs/03d_merge.ipynb #6df0a862
@@ -162,7 +162,7 @@ def redecide(
     wish: str, # The argument `--decoding`
     given: dict, # From given_decoding
 ) -> dict: # The manifest
-    "Choose the decoding rules of a merged model anew if that is asked for."
+    "Choose the decoding rules of a merged model again, if asked to."
     found, tried = known.get("decoding"), wish == "auto"
     if found and (wish is None or tried and found["by"] == "trial" or given and given["rules"] == found["rules"]):
         print(f"merge: {where.merged} is there already, from this very adapter")
@@ -181,9 +181,9 @@ FIDELITY_ROWS = 8
 def merge(
     base: str = None, # The base model (default: the one that the workspace was trained with, else TinyLlama)
     root: str = None, # The workspace (default: $AMAZON_FT_ROOT, Google Drive in Colab, or ./amazon_ft_runs)
-    decoding: str = None, # Decoding rules: greedy, another name, or auto: tried (default: the base's own, else auto)
+    decoding: str = None, # Decoding rules: greedy or another name, or auto to try them (default: the base's own, else auto)
 ) -> dict: # The merged model's manifest
-    "Merge the trained adapter into its base: one fp16 model folder that needs nothing of this package."
+    "Merge the trained adapter into its base: one fp16 model folder that works without this package."
     check_decoding(decoding)
     base = choose_base(base, root)
     where = paths(base, root)
@@ -199,7 +199,7 @@ def merge(
 
 # %% ../nbs/03d_merge.ipynb #6246f78b
 def _merge_anew(where, base, adapter, plan, given):
-    "Merge, compare, choose decoding rules if none are given, and write it all; the manifest."
+    "Merge, compare, choose decoding rules if none are given, and write it all; returns the manifest."
     dataset, tokenizer = load_prepared(where.root)[0], load_tokenizer(base)
     rows = dataset["validation" if len(dataset["validation"]) else "train"][:FIDELITY_ROWS]
     before, effect = trained_logits(base, where.adapter, tokenizer, rows)

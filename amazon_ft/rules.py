@@ -15,9 +15,9 @@ def generation_config(
     temperature: float = 0, # 0 takes the likeliest token each time; above, tokens are drawn
     top_p: float = 1, # Draw from the likeliest tokens that have this probability together
     min_p: float = None, # Draw from tokens with at least this share of the likeliest one's probability
-    repetition_penalty: float = 1, # Lowers the scores of tokens that stand in prompt or text; 1 leaves them
-    no_repeat_ngram_size: int = 0, # No run of so many tokens twice in prompt and text; 0 allows all
-    exponential_decay_length_penalty: tuple = None, # Tokens after which the end gets likelier, and the factor a token
+    repetition_penalty: float = 1, # Lowers the scores of tokens that occur in prompt or text; 1 leaves them
+    no_repeat_ngram_size: int = 0, # No run of so many tokens twice in prompt and text; 0 allows every run
+    exponential_decay_length_penalty: tuple = None, # Tokens after which the end gets likelier, and the factor per token
 ):
     "The decoding rules, as transformers' `GenerationConfig`."
     from transformers import GenerationConfig
@@ -51,7 +51,7 @@ def decoding_rules(
 # %% ../nbs/00e_rules.ipynb #9a17ae69
 def ban_repeats(
     scores, # Tensor: rows x vocabulary
-    ids, # Tensor: rows x width, prompt and text; anything may stand behind a row's length
+    ids, # Tensor: rows x width, prompt and text; what lies beyond a row's length does not count
     lengths, # Tensor: one length a row
     size: int, # No run of so many tokens may appear twice
 ): # A tensor like `scores`, minus infinity where a token would complete such a run
@@ -110,7 +110,7 @@ def random_numbers(
     seed: int, # The row's own
     n: int, # One for each token it may write
 ): # A tensor of n floats, 0 <= x < 1
-    "The luck of one row."
+    "The random numbers of one row."
     import torch
     return torch.rand(n, generator=torch.Generator().manual_seed(seed))
 

@@ -34,6 +34,8 @@ _COLOURS = (
     "amber|aqua|beige|black|blue|brown|burgundy|charcoal|chrome|coral|cream|crimson|cyan|fuchsia|gold|golden|gray|"
     "green|grey|indigo|ivory|khaki|lavender|magenta|maroon|mauve|navy|olive|orange|peach|pink|purple|red|scarlet|"
     "silver|tan|teal|turquoise|violet|white|yellow")
+
+# %% ../nbs/03b_truth.ipynb #truth-patterns
 _NUMBER = r"(?>\d+(?:[.,]\d+)*(?:/\d+)?)" # atomic, like the bounds below: no text makes the search slow
 _UNIT = rf"[\s-]?(?:{'|'.join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))})(?!\w)"
 _SPECIFIC = re.compile(
@@ -52,7 +54,7 @@ class Specific(NamedTuple):
     kind: str # measure, code, year, material, colour or name
     text: str # As written
     start: int # Where it begins, in characters
-    key: str # What is compared: lower case, units by one name, spaces and hyphens of numbers gone
+    key: str # What is compared: lower case, one name for each unit, numbers without spaces and hyphens
 
 # %% ../nbs/03b_truth.ipynb #88f1fd98
 @lru_cache(maxsize=10_000)
@@ -71,13 +73,13 @@ def _key(kind, text):
     return re.sub("by|×", "x", number) + _UNITS.get(unit, unit)
 
 def _plain(text):
-    "Lower case, and one spelling of what has two."
+    "Lower case, and one spelling of words that have two."
     return text.lower().replace("’", "'").replace("grey", "gray").replace("aluminium", "aluminum")
 
 # %% ../nbs/03b_truth.ipynb #f94d1f00
 def unsupported(
     text: str, # A prediction
-    *sources: str, # What it may rely on: title, question, perhaps the reference
+    *sources: str, # Texts that may support it: title, question, perhaps the reference
 ) -> list: # Of Specific
     "The specifics of `text` that occur in none of `sources`."
     keys, words = (set().union(*each) for each in zip(*map(_supports, sources)))
@@ -93,7 +95,7 @@ def _supports(source):
 def truth(
     table, # Columns `title`, `question`, `reference` and `prediction`
 ):
-    "`specifics`, their number, `unsupported` and `invented` (not in the reference either), as texts, and their shares."
+    "The number of `specifics`; `unsupported` and `invented` (not in the reference either) as texts; their shares."
     import pandas as pd
     found = []
     for row in table.itertuples():

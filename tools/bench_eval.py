@@ -61,7 +61,7 @@ def time_scoring(rows: int, repeats: int) -> dict:
         marks["measure"] = perf_counter()
         metrics = summarise(measured) | dict(
             k=rows, base="bench", references_beyond_cap=0.2, hardware="", data="", merged_identity="", seed=0,
-            preference=dict(votes=0), decoding=dict(
+            preference=dict(votes=0), lead="rougeL", decoding=dict(
                 name="greedy", rules={}, precision="fp16", max_new_tokens=256, batch_size=512))
         marks["summarise"] = perf_counter()
         conclusions(metrics)
