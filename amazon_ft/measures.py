@@ -208,7 +208,7 @@ def likelihood(
     tokenizer, # From load_tokenizer
     rows, # Prepared rows; one longer than the model's context is cut there
 ):
-    "A table with a row for each example: `reference_tokens`, `nll_token` and `nll_char`, in nats; NaN if no answer is left."
+    "A table with a row for each example: `reference_tokens`, `nll_token` and `nll_char`, in nats; NaN if cut before."
     import pandas as pd
     import torch
     from torch.nn.utils.rnn import pad_sequence

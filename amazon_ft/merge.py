@@ -181,7 +181,7 @@ FIDELITY_ROWS = 8
 def merge(
     base: str = None, # The base model (default: the one that the workspace was trained with, else TinyLlama)
     root: str = None, # The workspace (default: $AMAZON_FT_ROOT, Google Drive in Colab, or ./amazon_ft_runs)
-    decoding: str = None, # Decoding rules: greedy or another name, or auto to try them (default: the base's own, else auto)
+    decoding: str = None, # Decoding rules: greedy or another name; auto tries them all (default: the base's, else auto)
 ) -> dict: # The merged model's manifest
     "Merge the trained adapter into its base: one fp16 model folder that works without this package."
     check_decoding(decoding)

@@ -208,7 +208,8 @@ def _method(metrics):
     how = metrics["decoding"]
     rules = (f"{rules_text(how['rules'])} (the merged model's rules, {how['name']}); plainly greedy where a system's "
              "name says so") if how["rules"] else rules_text({})
-    return f"""Decoding of base and tuned model alike: {rules}. In {how["precision"]}, at most {how["max_new_tokens"]} new
+    return f"""\
+Decoding of base and tuned model alike: {rules}. In {how["precision"]}, at most {how["max_new_tokens"]} new
 tokens, batches of up to {how["batch_size"]}, on {metrics["hardware"]}. Base `{metrics["base"]}`, merged weights
 `{metrics["merged_identity"][:16]}`, data `{metrics["data"][:16]}`, seed {metrics["seed"]}.
 
