@@ -39,6 +39,7 @@ def _counted(text):
         positions[word] |= 1 << i
     return words, Counter(words), Counter(zip(words, words[1:])), positions
 
+# %% ../nbs/03a_measures.ipynb #0bce2e49-2
 def _shared(a, b):
     "How many items two counters have in common."
     both = a.keys() & b.keys()
@@ -80,6 +81,7 @@ def _char_ngrams(text):
     from sacrebleu.metrics.helpers import extract_all_char_ngrams
     return extract_all_char_ngrams(text, 6)
 
+# %% ../nbs/03a_measures.ipynb #2aed9db6-2
 def chrf(
     prediction: str, # A text
     reference: str, # The text to compare it with
@@ -152,6 +154,7 @@ def _bootstrapped(columns, seed, resamples):
     return bootstrap([np.arange(n)], means, method="BCa", n_resamples=resamples, batch=1 + 2**18 // n, vectorized=True,
                      rng=np.random.default_rng(seed)).confidence_interval
 
+# %% ../nbs/03a_measures.ipynb #c96ba317-2
 def _binomial(mean, n):
     "The exact interval (Clopper-Pearson) of a share that is 0 or 1."
     from scipy.stats import binomtest

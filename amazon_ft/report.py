@@ -90,6 +90,7 @@ def _enough(gain, k):
     verdict = "suffice" if k >= gain["k_needed"] else "**do not suffice**"
     return f"to find such a difference takes {gain['k_needed']} titles (80 % power), and {k} {verdict}"
 
+# %% ../nbs/03c_report.ipynb #7cf3058c-2
 def _shares(metrics):
     "Sentences about loops and repeated titles, the recipe's comparison, prefix and length, specifics and memory."
     systems, lead, greedy = metrics["systems"], metrics["lead"], metrics.get("gain_greedy")
@@ -137,6 +138,7 @@ def _plot_means(axes, scored):
         axes.plot(found["mean"], name, "o", color="tab:orange")
     axes.invert_yaxis()
 
+# %% ../nbs/03c_report.ipynb #274285ee-2
 def _plot_lengths(axes, metrics, by):
     "Lengths of both models' descriptions and of the references, in tokens, with the cap."
     cap = metrics["decoding"]["max_new_tokens"]
@@ -260,6 +262,7 @@ def _write_card(where, metrics, text, figure, plots):
     atomic_write(card, model_card(metrics, text.replace(plots.name, "evaluation.png")))
     return "model card updated with this report"
 
+# %% ../nbs/03c_report.ipynb #51069f4b-2
 def _save(figure, path):
     "Write a picture whole or not at all."
     partial = path.with_name(f".{path.name}.partial")

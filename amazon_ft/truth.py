@@ -64,6 +64,7 @@ def specifics(
     "All specifics of a text."
     return tuple(Specific(m.lastgroup, m[0], m.start(), _key(m.lastgroup, m[0])) for m in _SPECIFIC.finditer(text))
 
+# %% ../nbs/03b_truth.ipynb #88f1fd98-2
 def _key(kind, text):
     "The form in which two specifics are compared."
     text = _plain(text)
@@ -72,6 +73,7 @@ def _key(kind, text):
     number, unit = re.fullmatch(r"(.*\d|)(.*)", re.sub(r"(?<=\d),(?=\d{3})|\s|-", "", text)).groups()
     return re.sub("by|×", "x", number) + _UNITS.get(unit, unit)
 
+# %% ../nbs/03b_truth.ipynb #88f1fd98-3
 def _plain(text):
     "Lower case, and one spelling of words that have two."
     return text.lower().replace("’", "'").replace("grey", "gray").replace("aluminium", "aluminum")
@@ -86,6 +88,7 @@ def unsupported(
     in_words = lambda s: s.kind in ("name", "material", "colour") and words.issuperset(re.findall(r"[^\W_]+", s.key))
     return [specific for specific in specifics(text) if specific.key not in keys and not in_words(specific)]
 
+# %% ../nbs/03b_truth.ipynb #f94d1f00-2
 @lru_cache(maxsize=10_000)
 def _supports(source):
     "The keys of a source's specifics, and its words."
@@ -116,6 +119,7 @@ def mentions(
     pattern = "|".join(map(re.escape, sorted(values, key=len, reverse=True)))
     return {found.lower() for found in re.findall(rf"(?<![\w.])(?:{pattern})(?!\w)", text, re.IGNORECASE)}
 
+# %% ../nbs/03b_truth.ipynb #184f2d91-2
 def facts_right(
     title: str, # States a brand, as its first word or after "by", and a value of each list
     prediction: str, # A description
