@@ -204,7 +204,7 @@ def csv_records(
 
 # %% ../nbs/01a_catalogue.ipynb #c022
 def _fields(record, names):
-    "As many fields of a record as there are names, none for a blank line; raises what is wrong with it."
+    "As many fields of a record as there are names, none for a blank line; raises the error that is in it."
     if isinstance(record, csv.Error):
         raise record
     try:
@@ -313,7 +313,7 @@ def _rows(name, stream, columns, encoding, tally):
 
 # %% ../nbs/01a_catalogue.ipynb #c044
 class _Strict(Tally):
-    "A tally that takes no bad line."
+    "A tally that accepts no bad line."
     def reject(self, error, where, text, lines=1):
         "Raise `UserError` for a bad line."
         reason = _reason(error)
@@ -371,7 +371,7 @@ def read_catalogue(
     title_column: str = "title", # Column or field that holds the title
     encoding: str = "utf-8", # Of CSV and JSON; spreadsheets on Windows often write cp1252
 ): # A pandas DataFrame of texts
-    "All columns of a catalogue, row for row; raises `UserError` for what is wrong with file, column or encoding."
+    "All columns of a catalogue, row for row; raises `UserError` if the file, the column or the encoding is wrong."
     import pandas as pd
     check_encoding(encoding)
     files = find_files(str(source))

@@ -111,22 +111,22 @@ def prompt_format() -> dict: # The version, and the wording of both texts with t
 
 # %% ../nbs/00_core.ipynb #7ca308d1
 class UserError(ValueError):
-    "A mistake that the user can mend; the message says how."
+    "A mistake that the user can fix; the message says how."
 
 # %% ../nbs/00_core.ipynb #af6d114c
 class Damaged(UserError):
     "An artefact that is torn, or has changed since it was written."
 
 # %% ../nbs/00_core.ipynb #eb35837f
-_COUNT, _SHARE = (lambda n: n >= 1, "1 or more"), (lambda x: 0 <= x <= 1, "a share from 0 to 1")
 BOUNDS = {
-    **dict.fromkeys("max_steps batch_size rank k max_new_tokens actors block_rows".split(), _COUNT),
+    **dict.fromkeys("max_steps batch_size rank k max_new_tokens actors block_rows".split(),
+                    (lambda n: n >= 1, "1 or more")),
     **dict.fromkeys("epochs learning_rate alpha".split(), (lambda x: x > 0, "more than 0")),
-    **dict.fromkeys("save_steps n_valid n_test temperature".split(), (lambda x: x >= 0, "0 or more")),
+    **dict.fromkeys("save_steps n_valid n_test min_words temperature".split(), (lambda x: x >= 0, "0 or more")),
     "n_train": (lambda n: n >= -1, "a number of rows, or -1 for all"),
     "max_length": (lambda n: n >= 8, "8 or more tokens"),
     "dropout": (lambda x: 0 <= x < 1, "a share from 0 to less than 1"),
-    "max_bad": _SHARE,
+    "max_bad": (lambda x: 0 <= x <= 1, "a share from 0 to 1"),
     "top_p": (lambda x: 0 < x <= 1, "a share above 0, up to 1"),
     "seed": (lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295"),
     "port": (lambda n: 1 <= n <= 65535, "a port from 1 to 65535"),
@@ -145,7 +145,7 @@ def check_arguments(
 FULL = re.compile("No space left|File too large|Disk quota|disk is full|file write failed|os error 2[78]")
 
 def _sentence(error, root):
-    "An operating system's error as a sentence; libraries without an `OSError` of their own say it in words."
+    "An operating system's error as one sentence; some libraries report it only in the words of another exception."
     if FULL.search(str(error)):
         return (f"{workspace(root)}: the disk is full ({error}); make room, or choose another --root, and run the same "
                 "command again")
@@ -167,14 +167,14 @@ def command(
         from fastcore.script import anno_parser
         arguments = {}
         try:
-            if re.search("[\udc80-\udcff]", "".join(sys.argv)): # bytes that are no text
+            if re.search("[\udc80-\udcff]", "".join(sys.argv)): # bytes that are not text
                 raise UserError("an argument is not UTF-8 text; type it again, or rename the file")
             arguments = vars(anno_parser(func).parse_args())
             func(**{name: arguments[name] for name in arguments.keys() - {"pdb", "xtra"}})
         except UserError as error:
             _stop(str(error), 2)
         except KeyboardInterrupt:
-            _stop("interrupted; the same command goes on from here", 130)
+            _stop("interrupted; run the same command again to continue", 130)
         except Exception as error: # raised again unless it is the operating system's
             _stop(_sentence(error, arguments.get("root")), 2)
     return script
@@ -200,7 +200,7 @@ QUICK_K = 12
 
 # %% ../nbs/00_core.ipynb #c8e77a6b
 class Paths(NamedTuple):
-    "Where one base's artefacts stand."
+    "Where one base's artefacts are."
     root: Path # The workspace
     prepared: Path # Folder: the prepared dataset
     run: Path # Folder: checkpoints, log and loss plot of the training run
