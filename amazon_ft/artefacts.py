@@ -161,6 +161,7 @@ def digest(
 MANIFEST = "amazon_ft.json"
 LIBRARIES = "amazon_ft torch transformers peft trl bitsandbytes accelerate datasets".split()
 
+# %% ../nbs/00c_artefacts.ipynb #6750b11d
 def versions() -> dict: # Name to version, of the installed ones
     "The versions of Python and of the libraries that a result depends on."
     found = {"python": ".".join(map(str, sys.version_info[:3]))}

@@ -49,15 +49,6 @@ class Tally:
     def __init__(self):
         self.lines, self.skipped, self.bad, self.examples = 0, Counter(), Counter(), []
 
-    def skip(
-        self,
-        reason: str, # Of one of our rules
-        lines: int = 1, # Lines that it leaves out
-    ):
-        "Count lines that a rule leaves out."
-        if lines:
-            self.skipped[reason] += lines
-
     def reject(
         self,
         error: Exception, # Of the decoder
@@ -164,7 +155,7 @@ def _line_by_line(block, decode, name, first, tally):
     "Each row of a block, `None` for a blank line; bad lines are counted and left out."
     for number, line in enumerate(block.split(b"\n")[:-1], tally.lines - first + 2):
         if not line.strip():
-            tally.skip("blank line")
+            tally.skipped["blank line"] += 1
             yield None
             continue
         try:
@@ -235,8 +226,9 @@ def _csv_fields(stream, name, encoding, tally):
                 tally.reject(error, f"{name}, line {number}", lines[0], len(lines))
             else:
                 if not (names and fields):
-                    tally.skip("blank line" if names else "header")
-                tally.skip("continuation line", len(lines) - 1)
+                    tally.skipped["blank line" if names else "header"] += 1
+                if len(lines) > 1:
+                    tally.skipped["continuation line"] += len(lines) - 1
                 names = names or fields
                 yield fields
             number += len(lines)

@@ -156,6 +156,7 @@ def marked(
 # %% ../nbs/01c_cleaning.ipynb #c981ceca
 SENTENCE_END = re.compile("(?<=[.!?]) ")
 
+# %% ../nbs/01c_cleaning.ipynb #7a7463fe
 def shared_sentences(
     records: list, # Cleaned
 ) -> set: # In lower case
@@ -193,6 +194,7 @@ def repeats_title(
 # %% ../nbs/01c_cleaning.ipynb #91913802
 MIN_WORDS = 20
 
+# %% ../nbs/01c_cleaning.ipynb #63a7d9c9
 def teaches_nothing(
     title: list, # Words
     description: list, # Words

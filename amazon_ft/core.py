@@ -47,6 +47,11 @@ def without_prefix(
     "`text` without the prefix that it should begin with."
     return text.removeprefix(PREFIX.strip()).strip()
 
+# %% ../nbs/00_core.ipynb #424e617b
+def _asked(text):
+    "A chat of one user's turn."
+    return [{"role": "user", "content": text}]
+
 # %% ../nbs/00_core.ipynb #0c84ea38
 def chat(
     title: str, # The product's title
@@ -54,11 +59,6 @@ def chat(
 ) -> list: # One message: the user's turn
     "The prompt as a chat that has yet to be answered."
     return _asked(input_text(title, question))
-
-# %% ../nbs/00_core.ipynb #424e617b
-def _asked(text):
-    "A chat of one user's turn."
-    return [{"role": "user", "content": text}]
 
 # %% ../nbs/00_core.ipynb #22bde1fc
 def chats(
@@ -132,6 +132,7 @@ BOUNDS = {
     "port": (lambda n: 1 <= n <= 65535, "a port from 1 to 65535"),
 }
 
+# %% ../nbs/00_core.ipynb #b59ee385
 def check_arguments(
     **arguments, # Names and values; None, and names without a bound, pass
 ):
@@ -144,6 +145,7 @@ def check_arguments(
 # %% ../nbs/00_core.ipynb #80ee100a
 FULL = re.compile("No space left|File too large|Disk quota|disk is full|file write failed|os error 2[78]")
 
+# %% ../nbs/00_core.ipynb #89fbd031
 def _sentence(error, root):
     "An operating system's error as one sentence; some libraries report it only in the words of another exception."
     if FULL.search(str(error)):
@@ -156,6 +158,12 @@ def _sentence(error, root):
               errno.EROFS: "choose another place, this one is read-only",
               errno.EISDIR: "that is a folder; name a file", errno.ENOTDIR: "that is a file; name a folder"}
     return f"{where}{error.strerror}; {remedy.get(error.errno, 'check the path')}"
+
+# %% ../nbs/00_core.ipynb #d6b06716
+def _stop(message, status):
+    "End the process with one line on stderr."
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(status)
 
 # %% ../nbs/00_core.ipynb #5039d1c3
 def command(
@@ -178,12 +186,6 @@ def command(
         except Exception as error: # raised again unless it is the operating system's
             _stop(_sentence(error, arguments.get("root")), 2)
     return script
-
-# %% ../nbs/00_core.ipynb #d6b06716
-def _stop(message, status):
-    "End the process with one line on stderr."
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(status)
 
 # %% ../nbs/00_core.ipynb #5760d262
 def workspace(

@@ -74,8 +74,7 @@ def add(self: Sampler,
 def n_distinct(self: Sampler) -> int:
     "Number of distinct descriptions among all that were offered."
     import numpy as np
-    ordered = np.sort(np.frombuffer(self.priorities, np.uint64))
-    return min(1, len(ordered)) + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
+    return len(np.unique(np.frombuffer(self.priorities, np.uint64)))
 
 # %% ../nbs/01_prepare_dataset.ipynb #97497b59
 @patch
@@ -246,11 +245,6 @@ def _find_prepared(folder, request):
     manifest = find_manifest(folder, "prepare")
     return manifest if manifest and request.items() <= manifest.items() else None
 
-# %% ../nbs/01_prepare_dataset.ipynb #d135
-def _data_digest(folder):
-    "The digest of the data files, which tells one prepared dataset from all others."
-    return digest(*sorted(folder.glob("*/data-*.arrow")))
-
 # %% ../nbs/01_prepare_dataset.ipynb #d137
 def read_sample(
     files: list, # From find_files
@@ -280,6 +274,7 @@ def _check_tally(tally, max_bad):
 # %% ../nbs/01_prepare_dataset.ipynb #13742119
 HEAD = 10_000 # sampled rows
 
+# %% ../nbs/01_prepare_dataset.ipynb #26c9e65f
 def _cleaned(records, wish, dropped):
     "Rows to deal, rows that each rule changed (None if verbatim), and the shared sentences removed."
     if wish["no_clean"]:
@@ -331,7 +326,8 @@ def _build(folder, files, request):
                         f"{_listed(counts['dropped'])}); ask for fewer with --n_test and --n_valid, or keep "
                         "short texts with --min_words")
     return write_manifest(folder, "prepare", **request, counts=counts, cleaning=cleaning,
-                          shared_sentences=removed.total(), data=_data_digest(folder), audit=audit(dataset, counts))
+                          shared_sentences=removed.total(), data=digest(*folder.glob("*/data-*.arrow")),
+                          audit=audit(dataset, counts))
 
 # %% ../nbs/01_prepare_dataset.ipynb #fc6d91b4
 def _listed(found):

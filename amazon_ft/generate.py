@@ -53,6 +53,7 @@ def completions(
 # %% ../nbs/00b_generate.ipynb #ge000001
 PROMPT_TOKENS = 8192 # in one pass over new prompts, filled up
 
+# %% ../nbs/00b_generate.ipynb #32c8ed95
 def _refill(state, owners, waiting, enough, jobs):
     "Give free slots the next prompts as soon as there are `enough`; returns their positions by slot."
     free, started = [slot for slot in range(len(state.ids)) if slot not in owners], {}

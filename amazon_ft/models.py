@@ -65,10 +65,12 @@ LOG_NOISE = {
     "transformers.integrations.bitsandbytes": "The modules are dequantized in",
 }
 
+# %% ../nbs/00a_models.ipynb #015ac2c0
 def _is_news(record):
     "Let all log records pass except those of `LOG_NOISE`."
     return not record.getMessage().startswith(LOG_NOISE[record.name])
 
+# %% ../nbs/00a_models.ipynb #9791bf1e
 for _name in LOG_NOISE:
     logging.getLogger(_name).addFilter(_is_news)
 
@@ -122,6 +124,7 @@ def fetch(
 # %% ../nbs/00a_models.ipynb #8ba65f48
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
+# %% ../nbs/00a_models.ipynb #866ffec4
 @lru_cache
 def _snapshot(name, revision):
     "A hub model's folder, resolved once a process, so that a commit in the middle of a run changes nothing."

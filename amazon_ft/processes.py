@@ -22,14 +22,17 @@ class _Run:
     "This process among those of its run."
     rank, world, store, talks = 0, 1, None, 0
 
+# %% ../nbs/00d_processes.ipynb #26acd545
 def rank() -> int: # From 0
     "This process's number."
     return _Run.rank
 
+# %% ../nbs/00d_processes.ipynb #80e96d08
 def world() -> int: # 1 or more
     "The number of processes."
     return _Run.world
 
+# %% ../nbs/00d_processes.ipynb #cc8d3ef3
 def is_main() -> bool:
     "Whether this process decides, prints and writes."
     return rank() == 0
@@ -38,6 +41,7 @@ def is_main() -> bool:
 PLACE = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE".split()
 GRACE_S = 5
 
+# %% ../nbs/00d_processes.ipynb #7153c8ea
 @contextmanager
 def joined():
     "Run the block as one of the processes that `torchrun` or `accelerate launch` has started, on a GPU of its own."
@@ -81,6 +85,7 @@ def _begin():
     for name in PLACE:
         os.environ.pop(name, None)
 
+# %% ../nbs/00d_processes.ipynb #5f5ecd24
 def _end():
     "Leave the other processes; the main one goes last, because the store may be its own."
     import torch.distributed as dist
@@ -114,6 +119,7 @@ def _hear(key):
         sleep(0.02)
     return json.loads(_asked(_Run.store.get, key))
 
+# %% ../nbs/00d_processes.ipynb #f673f8f7
 def _asked(ask, *args):
     "The store's answer; raises `UserError` if the launcher that keeps it has ended."
     from torch.distributed import DistError
@@ -122,6 +128,7 @@ def _asked(ask, *args):
     except DistError as error:
         raise UserError(ENDED) from error
 
+# %% ../nbs/00d_processes.ipynb #bde831d0
 ENDED = "another process of this run has ended, so this one ends too; run the same command again to continue"
 
 # %% ../nbs/00d_processes.ipynb #pr00000g
@@ -150,6 +157,7 @@ def gather(
     _asked(_Run.store.set, f"{_Run.talks} {rank()}", json.dumps(value))
     return [_hear(f"{_Run.talks} {i}") for i in range(world())]
 
+# %% ../nbs/00d_processes.ipynb #c1739d2c
 def barrier():
     "Wait until all processes are here."
     gather(None)
@@ -171,6 +179,7 @@ def deal(
 # %% ../nbs/00d_processes.ipynb #pr00000o
 TIMEOUT_MIN = 10
 
+# %% ../nbs/00d_processes.ipynb #dd1564fb
 def add_up(
     tensor, # A tensor on this process's device, of one shape in all processes; replaced by the sum
 ):

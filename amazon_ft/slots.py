@@ -226,6 +226,7 @@ def fuse_norms(
 # %% ../nbs/00f_slots.ipynb #f5421319
 KERNEL_TOKENS = 500_000 # a job that may write this many new tokens gets a kernel of its own
 
+# %% ../nbs/00f_slots.ipynb #b4f0d257
 def attention_kernel(
     model, # From load_model
     tokens: int, # How many tokens the whole job may write
