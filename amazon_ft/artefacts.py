@@ -70,7 +70,7 @@ def remove_leftovers(
 def settle(
     folder, # A folder with finished files
 ):
-    "Give all files in a folder the modes that the user's mask asks for, and put them on the disk."
+    "Give all files in a folder the modes that the user's mask asks for, and make sure that they have reached the disk."
     mode = folder.stat().st_mode & 0o666
     for path in [*folder.rglob("*"), folder]:
         if path.is_file():
@@ -79,7 +79,7 @@ def settle(
 
 # %% ../nbs/00c_artefacts.ipynb #a4f86901
 def _sync(path):
-    "Have the operating system put a file or folder on the disk."
+    "Make sure that a file or folder has reached the disk."
     if os.name == "nt" and path.is_dir():
         return # Windows cannot open folders
     handle = os.open(path, os.O_RDONLY)
@@ -92,7 +92,7 @@ def _sync(path):
 @contextmanager
 def file_lock(
     file: Path, # Lock file, made if needed; its folder must exist
-    busy: str, # What the other process is at, for the message
+    busy: str, # What the other process is doing, for the message
 ):
     "One process at a time; says so if it has to wait."
     from filelock import FileLock, Timeout
@@ -161,6 +161,7 @@ def digest(
 MANIFEST = "amazon_ft.json"
 LIBRARIES = "amazon_ft torch transformers peft trl bitsandbytes accelerate datasets".split()
 
+# %% ../nbs/00c_artefacts.ipynb #6750b11d
 def versions() -> dict: # Name to version, of the installed ones
     "The versions of Python and of the libraries that a result depends on."
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
@@ -195,7 +196,7 @@ def write_manifest(
 
 # %% ../nbs/00c_artefacts.ipynb #de85eb90
 def _seal(manifest):
-    "The digest of a manifest's entries, its seal aside."
+    "The digest of a manifest's entries, without its seal."
     entries = {key: value for key, value in manifest.items() if key != "seal"}
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
@@ -241,7 +242,7 @@ def find_manifest(
     folder: Path, # An artefact's folder
     stage: str, # The stage that looks at its own work
 ) -> dict: # The manifest, or None
-    "The manifest of a finished artefact; None, with a word of it, if that is damaged and has to be made again."
+    "The manifest of a finished artefact, or None; prints a line if the artefact is damaged and must be made again."
     remove_leftovers(folder)
     if not (Path(folder) / MANIFEST).exists():
         return None

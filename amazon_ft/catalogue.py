@@ -49,15 +49,6 @@ class Tally:
     def __init__(self):
         self.lines, self.skipped, self.bad, self.examples = 0, Counter(), Counter(), []
 
-    def skip(
-        self,
-        reason: str, # Of one of our rules
-        lines: int = 1, # Lines that it leaves out
-    ):
-        "Count lines that a rule leaves out."
-        if lines:
-            self.skipped[reason] += lines
-
     def reject(
         self,
         error: Exception, # Of the decoder
@@ -164,7 +155,7 @@ def _line_by_line(block, decode, name, first, tally):
     "Each row of a block, `None` for a blank line; bad lines are counted and left out."
     for number, line in enumerate(block.split(b"\n")[:-1], tally.lines - first + 2):
         if not line.strip():
-            tally.skip("blank line")
+            tally.skipped["blank line"] += 1
             yield None
             continue
         try:
@@ -204,7 +195,7 @@ def csv_records(
 
 # %% ../nbs/01a_catalogue.ipynb #c022
 def _fields(record, names):
-    "As many fields of a record as there are names, none for a blank line; raises what is wrong with it."
+    "As many fields of a record as there are names, none for a blank line; raises the error that is in it."
     if isinstance(record, csv.Error):
         raise record
     try:
@@ -235,8 +226,9 @@ def _csv_fields(stream, name, encoding, tally):
                 tally.reject(error, f"{name}, line {number}", lines[0], len(lines))
             else:
                 if not (names and fields):
-                    tally.skip("blank line" if names else "header")
-                tally.skip("continuation line", len(lines) - 1)
+                    tally.skipped["blank line" if names else "header"] += 1
+                if len(lines) > 1:
+                    tally.skipped["continuation line"] += len(lines) - 1
                 names = names or fields
                 yield fields
             number += len(lines)
@@ -313,7 +305,7 @@ def _rows(name, stream, columns, encoding, tally):
 
 # %% ../nbs/01a_catalogue.ipynb #c044
 class _Strict(Tally):
-    "A tally that takes no bad line."
+    "A tally that accepts no bad line."
     def reject(self, error, where, text, lines=1):
         "Raise `UserError` for a bad line."
         reason = _reason(error)
@@ -371,7 +363,7 @@ def read_catalogue(
     title_column: str = "title", # Column or field that holds the title
     encoding: str = "utf-8", # Of CSV and JSON; spreadsheets on Windows often write cp1252
 ): # A pandas DataFrame of texts
-    "All columns of a catalogue, row for row; raises `UserError` for what is wrong with file, column or encoding."
+    "All columns of a catalogue, row for row; raises `UserError` if the file, the column or the encoding is wrong."
     import pandas as pd
     check_encoding(encoding)
     files = find_files(str(source))

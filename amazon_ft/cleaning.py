@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENTITY', 'COMMENT', 'BLOCK', 'INLINE', 'CONTROL', 'RESIDUE', 'GLUED', 'RULES', 'SPACELESS', 'PUNCTUATION', 'WORD',
-           'SHARED', 'MARK', 'SENTENCE_END', 'IN_TITLE', 'MIN_WORDS', 'FILTERS', 'RULES_VERSION', 'unescape',
-           'drop_tags', 'drop_controls', 'drop_residue', 'split_glued', 'fold_space', 'clean', 'clean_all', 'words',
-           'marked', 'shared_sentences', 'drop_shared', 'repeats_title', 'too_short', 'tidy']
+           'SHARED', 'MARK', 'SENTENCE_END', 'IN_TITLE', 'MIN_WORDS', 'RULES_VERSION', 'unescape', 'drop_tags',
+           'drop_controls', 'drop_residue', 'split_glued', 'fold_space', 'clean', 'clean_all', 'words', 'marked',
+           'shared_sentences', 'drop_shared', 'repeats_title', 'teaches_nothing', 'tidy']
 
 # %% ../nbs/01c_cleaning.ipynb #a5050391
 import html
@@ -47,7 +47,7 @@ def drop_tags(
     "Text without HTML tags and comments."
     if "<" not in text:
         return text
-    end = text.rfind("-->") + 3 # without it, each `<!--` behind the last comment would search to the end
+    end = text.rfind("-->") + 3 # without it, each `<!--` after the last comment would search to the end
     return INLINE.sub("", BLOCK.sub(" ", COMMENT.sub(" ", text[:end]) + text[end:]))
 
 # %% ../nbs/01c_cleaning.ipynb #d086
@@ -156,6 +156,7 @@ def marked(
 # %% ../nbs/01c_cleaning.ipynb #c981ceca
 SENTENCE_END = re.compile("(?<=[.!?]) ")
 
+# %% ../nbs/01c_cleaning.ipynb #7a7463fe
 def shared_sentences(
     records: list, # Cleaned
 ) -> set: # In lower case
@@ -193,21 +194,23 @@ def repeats_title(
 # %% ../nbs/01c_cleaning.ipynb #91913802
 MIN_WORDS = 20
 
-def too_short(
+# %% ../nbs/01c_cleaning.ipynb #63a7d9c9
+def teaches_nothing(
     title: list, # Words
     description: list, # Words
-) -> bool:
-    "Whether the description has fewer than `MIN_WORDS` words."
-    return len(description) < MIN_WORDS
-
-# %% ../nbs/01c_cleaning.ipynb #afac50fd
-FILTERS = {"only repeats its title": repeats_title, f"fewer than {MIN_WORDS} words": too_short}
+    min_words: int = MIN_WORDS, # A description of fewer words is too short
+) -> str: # The reason, or None
+    "Why a model should not learn from a row."
+    if repeats_title(title, description):
+        return "only repeats its title"
+    return f"fewer than {min_words} words" if len(description) < min_words else None
 
 # %% ../nbs/01c_cleaning.ipynb #8778b06c
 def tidy(
     records: list, # Cleaned
     shared: set, # From shared_sentences
-    dropped: Counter, # Rows that a filter takes out are counted here
+    dropped: Counter, # Rows that teach nothing are counted here by reason
+    min_words: int = MIN_WORDS, # A description of fewer words is too short
 ) -> tuple: # Rows kept, how often each shared sentence was removed, and from how many rows
     "Remove shared sentences, then rows that teach nothing."
     kept, removed, n_rows = [], Counter(), 0
@@ -215,9 +218,7 @@ def tidy(
         content, sentences = drop_shared(record.content, shared)
         removed.update(map(str.lower, sentences))
         n_rows += bool(sentences)
-        title, description = words(record.title), words(content)
-        reason = next((reason for reason, drops in FILTERS.items() if drops(title, description)), None)
-        if reason:
+        if reason := teaches_nothing(words(record.title), words(content), min_words):
             dropped[reason] += 1
         else:
             kept.append(record._replace(content=content) if sentences else record)

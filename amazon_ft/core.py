@@ -47,6 +47,11 @@ def without_prefix(
     "`text` without the prefix that it should begin with."
     return text.removeprefix(PREFIX.strip()).strip()
 
+# %% ../nbs/00_core.ipynb #424e617b
+def _asked(text):
+    "A chat of one user's turn."
+    return [{"role": "user", "content": text}]
+
 # %% ../nbs/00_core.ipynb #0c84ea38
 def chat(
     title: str, # The product's title
@@ -54,11 +59,6 @@ def chat(
 ) -> list: # One message: the user's turn
     "The prompt as a chat that has yet to be answered."
     return _asked(input_text(title, question))
-
-# %% ../nbs/00_core.ipynb #424e617b
-def _asked(text):
-    "A chat of one user's turn."
-    return [{"role": "user", "content": text}]
 
 # %% ../nbs/00_core.ipynb #22bde1fc
 def chats(
@@ -111,27 +111,28 @@ def prompt_format() -> dict: # The version, and the wording of both texts with t
 
 # %% ../nbs/00_core.ipynb #7ca308d1
 class UserError(ValueError):
-    "A mistake that the user can mend; the message says how."
+    "A mistake that the user can fix; the message says how."
 
 # %% ../nbs/00_core.ipynb #af6d114c
 class Damaged(UserError):
     "An artefact that is torn, or has changed since it was written."
 
 # %% ../nbs/00_core.ipynb #eb35837f
-_COUNT, _SHARE = (lambda n: n >= 1, "1 or more"), (lambda x: 0 <= x <= 1, "a share from 0 to 1")
 BOUNDS = {
-    **dict.fromkeys("max_steps batch_size rank k max_new_tokens actors block_rows".split(), _COUNT),
+    **dict.fromkeys("max_steps batch_size rank k max_new_tokens actors block_rows".split(),
+                    (lambda n: n >= 1, "1 or more")),
     **dict.fromkeys("epochs learning_rate alpha".split(), (lambda x: x > 0, "more than 0")),
-    **dict.fromkeys("save_steps n_valid n_test temperature".split(), (lambda x: x >= 0, "0 or more")),
+    **dict.fromkeys("save_steps n_valid n_test min_words temperature".split(), (lambda x: x >= 0, "0 or more")),
     "n_train": (lambda n: n >= -1, "a number of rows, or -1 for all"),
     "max_length": (lambda n: n >= 8, "8 or more tokens"),
     "dropout": (lambda x: 0 <= x < 1, "a share from 0 to less than 1"),
-    "max_bad": _SHARE,
+    "max_bad": (lambda x: 0 <= x <= 1, "a share from 0 to 1"),
     "top_p": (lambda x: 0 < x <= 1, "a share above 0, up to 1"),
     "seed": (lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295"),
     "port": (lambda n: 1 <= n <= 65535, "a port from 1 to 65535"),
 }
 
+# %% ../nbs/00_core.ipynb #b59ee385
 def check_arguments(
     **arguments, # Names and values; None, and names without a bound, pass
 ):
@@ -144,8 +145,9 @@ def check_arguments(
 # %% ../nbs/00_core.ipynb #80ee100a
 FULL = re.compile("No space left|File too large|Disk quota|disk is full|file write failed|os error 2[78]")
 
+# %% ../nbs/00_core.ipynb #89fbd031
 def _sentence(error, root):
-    "An operating system's error as a sentence; libraries without an `OSError` of their own say it in words."
+    "An operating system's error as one sentence; some libraries report it only in the words of another exception."
     if FULL.search(str(error)):
         return (f"{workspace(root)}: the disk is full ({error}); make room, or choose another --root, and run the same "
                 "command again")
@@ -157,6 +159,12 @@ def _sentence(error, root):
               errno.EISDIR: "that is a folder; name a file", errno.ENOTDIR: "that is a file; name a folder"}
     return f"{where}{error.strerror}; {remedy.get(error.errno, 'check the path')}"
 
+# %% ../nbs/00_core.ipynb #d6b06716
+def _stop(message, status):
+    "End the process with one line on stderr."
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(status)
+
 # %% ../nbs/00_core.ipynb #5039d1c3
 def command(
     func, # A stage: its parameters become options, their comments the help
@@ -167,23 +175,17 @@ def command(
         from fastcore.script import anno_parser
         arguments = {}
         try:
-            if re.search("[\udc80-\udcff]", "".join(sys.argv)): # bytes that are no text
+            if re.search("[\udc80-\udcff]", "".join(sys.argv)): # bytes that are not text
                 raise UserError("an argument is not UTF-8 text; type it again, or rename the file")
             arguments = vars(anno_parser(func).parse_args())
             func(**{name: arguments[name] for name in arguments.keys() - {"pdb", "xtra"}})
         except UserError as error:
             _stop(str(error), 2)
         except KeyboardInterrupt:
-            _stop("interrupted; the same command goes on from here", 130)
+            _stop("interrupted; run the same command again to continue", 130)
         except Exception as error: # raised again unless it is the operating system's
             _stop(_sentence(error, arguments.get("root")), 2)
     return script
-
-# %% ../nbs/00_core.ipynb #d6b06716
-def _stop(message, status):
-    "End the process with one line on stderr."
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(status)
 
 # %% ../nbs/00_core.ipynb #5760d262
 def workspace(
@@ -200,7 +202,7 @@ QUICK_K = 12
 
 # %% ../nbs/00_core.ipynb #c8e77a6b
 class Paths(NamedTuple):
-    "Where one base's artefacts stand."
+    "Where one base's artefacts are."
     root: Path # The workspace
     prepared: Path # Folder: the prepared dataset
     run: Path # Folder: checkpoints, log and loss plot of the training run

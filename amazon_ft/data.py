@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from .artefacts import MANIFEST, atomic_dir, atomic_write, digest, find_manifest, stage_lock, write_manifest
 from .catalogue import Record, Tally, read_rows
-from .cleaning import PUNCTUATION, RULES, RULES_VERSION, clean_all, shared_sentences, tidy
+from .cleaning import MIN_WORDS, PUNCTUATION, RULES, RULES_VERSION, clean_all, shared_sentences, tidy
 from .core import (QUESTION, UserError, check_arguments, command, input_text, paths, prompt_format,
                             target_text, wording, wordings, workspace)
 from .files import check_encoding, find_files
@@ -74,8 +74,7 @@ def add(self: Sampler,
 def n_distinct(self: Sampler) -> int:
     "Number of distinct descriptions among all that were offered."
     import numpy as np
-    ordered = np.sort(np.frombuffer(self.priorities, np.uint64))
-    return min(1, len(ordered)) + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
+    return len(np.unique(np.frombuffer(self.priorities, np.uint64)))
 
 # %% ../nbs/01_prepare_dataset.ipynb #97497b59
 @patch
@@ -110,7 +109,7 @@ def _sketches(sets):
 
 # %% ../nbs/01_prepare_dataset.ipynb #d109
 class NearIndex:
-    "Finds near-duplicates of the texts put into it."
+    "An index that finds near-duplicates of the texts put into it."
     def __init__(self):
         from rensa import RMinHashLSH
         self.index, self.sets = RMinHashLSH(NEAR, 128, 32), []
@@ -242,14 +241,9 @@ def _request(files, arguments):
 def _find_prepared(folder, request):
     "The manifest of the dataset that was asked for, if it is there and whole."
     if folder.exists() and not (folder / MANIFEST).exists():
-        raise UserError(f"{folder}: nothing there that `prepare` wrote; move it away")
+        raise UserError(f"{folder}: not written by `prepare`; move it away")
     manifest = find_manifest(folder, "prepare")
     return manifest if manifest and request.items() <= manifest.items() else None
-
-# %% ../nbs/01_prepare_dataset.ipynb #d135
-def _data_digest(folder):
-    "The digest of the data files, which tells one prepared dataset from all others."
-    return digest(*sorted(folder.glob("*/data-*.arrow")))
 
 # %% ../nbs/01_prepare_dataset.ipynb #d137
 def read_sample(
@@ -274,19 +268,21 @@ def _check_tally(tally, max_bad):
         raise UserError(f"{n_bad:,} of {tally.lines:,} lines are bad ({reasons}), more than --max_bad {max_bad}. "
                         f"Wrong file, or wrong --encoding? The first ones:\n  {first}")
     if tally.lines == n_bad + tally.skipped.total():
-        raise UserError(f"none of {tally.lines:,} lines is usable: {dict(tally.skipped | tally.bad)}")
+        raise UserError(f"none of {tally.lines:,} lines is usable ({_listed(tally.skipped | tally.bad)}); "
+                        "check the file, --title_column and --content_column")
 
 # %% ../nbs/01_prepare_dataset.ipynb #13742119
 HEAD = 10_000 # sampled rows
 
-def _cleaned(records, no_clean, dropped):
+# %% ../nbs/01_prepare_dataset.ipynb #26c9e65f
+def _cleaned(records, wish, dropped):
     "Rows to deal, rows that each rule changed (None if verbatim), and the shared sentences removed."
-    if no_clean:
+    if wish["no_clean"]:
         return clean_all(records, {}, Counter(), dropped), None, Counter()
     touched, head = Counter(), records[:HEAD]
     del records[:HEAD]
     head, rest = (clean_all(part, RULES, touched, dropped) for part in (head, records))
-    kept, removed, n_rows = tidy(head + rest, shared_sentences(head), dropped)
+    kept, removed, n_rows = tidy(head + rest, shared_sentences(head), dropped, wish["min_words"])
     return kept, {rule: touched[rule] for rule in RULES} | {"shared sentences": n_rows}, removed
 
 # %% ../nbs/01_prepare_dataset.ipynb #d139
@@ -302,7 +298,7 @@ def _choose(files, wish):
         _check_tally(tally, wish["max_bad"])
         n_distinct, records, dropped = sampler.n_distinct(), sampler.result(), Counter()
         n_sampled = len(records)
-        records, cleaning, removed = _cleaned(records, wish["no_clean"], dropped)
+        records, cleaning, removed = _cleaned(records, wish, dropped)
         pieces = list(tqdm(deal(records, sizes, dropped), desc="split", unit=" pieces", delay=2))
         if n_sampled == n_distinct or sum(len(rows) for _, rows in pieces) >= wanted:
             break
@@ -327,10 +323,11 @@ def _build(folder, files, request):
     counts["kept"] = {split: len(rows) for split, rows in dataset.items()}
     if wish["n_train"] and not counts["kept"]["train"]:
         raise UserError(f"{wish['source']}: of {counts['distinct']:,} usable rows none is left for training (dropped: "
-                        f"{_listed(counts['dropped'])}); ask for fewer with --n_test and --n_valid, or keep short "
-                        "texts with --no_clean")
+                        f"{_listed(counts['dropped'])}); ask for fewer with --n_test and --n_valid, or keep "
+                        "short texts with --min_words")
     return write_manifest(folder, "prepare", **request, counts=counts, cleaning=cleaning,
-                          shared_sentences=removed.total(), data=_data_digest(folder), audit=audit(dataset, counts))
+                          shared_sentences=removed.total(), data=digest(*folder.glob("*/data-*.arrow")),
+                          audit=audit(dataset, counts))
 
 # %% ../nbs/01_prepare_dataset.ipynb #fc6d91b4
 def _listed(found):
@@ -346,6 +343,9 @@ def _summary(manifest):
              f"skipped  {_listed(counts['skipped'])}; {counts['repeated']:,} repeated",
              f"bad      {_listed(counts['bad'])}", f"dropped  {_listed(counts['dropped'])}",
              f"kept     {_listed(counts['kept'])}" + (", texts verbatim" if wish["no_clean"] else "")]
+    if counts["dropped"].get(f"fewer than {wish['min_words']} words", 0) > counts["sampled"] / 2:
+        lines.append(f"short    most descriptions have fewer than {wish['min_words']} words; keep more with a lower "
+                     "--min_words")
     if manifest["shared_sentences"]:
         lines.append(f"removed  {manifest['shared_sentences']:,} sentences that many products share, all listed in "
                      "shared_sentences.txt")
@@ -377,6 +377,7 @@ def prepare(
     content_column: str = "content", # Column or field that holds the description
     encoding: str = "utf-8", # Of JSON and CSV, for instance cp1252
     max_bad: float = 0.01, # Share of bad lines (0 to 1) above which nothing is prepared
+    min_words: int = MIN_WORDS, # Descriptions of fewer words are left out
     no_clean: bool = False, # Keep the texts verbatim, and rows that teach nothing
 ) -> dict: # The manifest
     "Prepare a dataset for training: sample, clean and split a catalogue of products."

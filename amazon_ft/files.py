@@ -148,7 +148,7 @@ def _fetch(dest):
     try:
         gdown.download(id=ARCHIVE_ID, output=str(dest), resume=True, retries=RETRIES, timeout=60)
     except gdown.exceptions.FileURLRetrievalError as error:
-        raise UserError("Google Drive does not give the file, most often because its daily quota is used up. Try again "
+        raise UserError("Google Drive does not hand out the file, often because its daily quota is used up. Try again "
                         f"tomorrow, or open {page}, make a copy in your own Drive, and bring that to {dest}") from error
     except (gdown.exceptions.DownloadError, requests.RequestException) as error:
         reason, part = shorten(str(error), 200), next(dest.parent.glob(f"{dest.name}*.part"), None)
@@ -156,7 +156,7 @@ def _fetch(dest):
             raise UserError(f"no connection to Google Drive ({reason}). Check the network and run the command again, "
                             f"or open {page} in a browser and bring the file to {dest}") from error
         raise UserError(f"the transfer broke off after {part.stat().st_size / 1e6:,.1f} MB ({reason}). Run the command "
-                        f"again: it goes on from there. If it stops at once, delete {part} first") from error
+                        f"again: it resumes there. If it stops at once, delete {part} first") from error
 
 # %% ../nbs/01b_files.ipynb #c065
 def _fault(archive):

@@ -26,7 +26,7 @@ def completions(
     slots: int, # Rows at a time, at most
     seeds: list = None, # Of each prompt's draws (default: its position)
     caps: list = None, # How many tokens each may write, up to the rules' cap (default: that cap)
-    usage: dict = None, # Is told `steps` and `slots`
+    usage: dict = None, # Receives `steps` and `slots`
 ):
     "Yield the token ids of completions as they end, in dicts by position in `prompts`."
     import torch
@@ -53,6 +53,7 @@ def completions(
 # %% ../nbs/00b_generate.ipynb #ge000001
 PROMPT_TOKENS = 8192 # in one pass over new prompts, filled up
 
+# %% ../nbs/00b_generate.ipynb #32c8ed95
 def _refill(state, owners, waiting, enough, jobs):
     "Give free slots the next prompts as soon as there are `enough`; returns their positions by slot."
     free, started = [slot for slot in range(len(state.ids)) if slot not in owners], {}
@@ -105,10 +106,10 @@ def generate(
     model, # From load_model
     tokenizer, # From load_tokenizer
     chats: list, # Unanswered chats, from chat
-    max_new_tokens: int = 256, # Cap on a completion's length, in tokens; it holds three of four descriptions whole
+    max_new_tokens: int = 256, # Cap on a completion's length, in tokens; three in four descriptions fit
     batch_size: int = None, # Prompts at a time (default: batch_rows), fewer where memory is short
     known: dict = None, # Predictions of an interrupted run, by position in chats; grows as texts end
-    save=None, # Called with `known` each time that another `batch_size` of texts have ended, and at the end
+    save=None, # Called with `known` whenever another `batch_size` texts have ended, and at the end
     decoding=None, # A `GenerationConfig` with the rules (default: greedy)
     seeds: list = None, # Of each chat's draws (default: its position)
 ) -> list: # One Prediction a chat, in the order given

@@ -61,21 +61,23 @@ LOG_NOISE = {
     "transformers.trainer_utils": "mtime may not be reliable",
     # a resumed run that was moved; `train` finds its best checkpoint by step
     "transformers.trainer": "The best checkpoint",
-    # says at each merge in which format weights come out of their four bits, whatever one asks for
+    # reports the format of dequantised weights at each merge, whatever was asked for
     "transformers.integrations.bitsandbytes": "The modules are dequantized in",
 }
 
+# %% ../nbs/00a_models.ipynb #015ac2c0
 def _is_news(record):
     "Let all log records pass except those of `LOG_NOISE`."
     return not record.getMessage().startswith(LOG_NOISE[record.name])
 
+# %% ../nbs/00a_models.ipynb #9791bf1e
 for _name in LOG_NOISE:
     logging.getLogger(_name).addFilter(_is_news)
 
 # %% ../nbs/00a_models.ipynb #27b91f84
 @contextmanager
 def known_noise():
-    "No warnings of `NOISE`, and no progress bars while weights are loaded."
+    "Silence the warnings of `NOISE`, and the progress bars of loading weights."
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as hf_logging
     loading, downloading = hf_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
@@ -95,7 +97,7 @@ def known_noise():
 def locate(
     base: str, # A hub id, a folder, or `tiny`
 ) -> str: # A folder, or a hub id without its revision
-    "Where a base is found; raises `UserError` for a path that is no model folder."
+    "Where a base is found; raises `UserError` for a path that is not a model folder."
     if base == "tiny":
         return str(asset("tiny"))
     folder = Path(base).expanduser()
@@ -122,9 +124,10 @@ def fetch(
 # %% ../nbs/00a_models.ipynb #8ba65f48
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
+# %% ../nbs/00a_models.ipynb #866ffec4
 @lru_cache
 def _snapshot(name, revision):
-    "A hub model's folder, once a process: a commit in the middle of a run changes nothing."
+    "A hub model's folder, resolved once a process, so that a commit in the middle of a run changes nothing."
     from huggingface_hub import errors, snapshot_download
     from huggingface_hub.utils import HFValidationError
     try:
@@ -152,7 +155,7 @@ def _hub_trouble(name, revision, error):
         return (f"its authors ask you to accept their terms first: open {constants.ENDPOINT}/{name}, agree, "
                 "and log in with `hf auth login`")
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"the hub has no revision {revision or 'main'} of it, or no longer; choose another revision"
+        return f"the hub does not have revision {revision or 'main'} of it; choose another revision"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "the hub has no such model, or it is private; check the name, or log in with `hf auth login`"
     if status:
@@ -213,7 +216,7 @@ def recommended(
 ) -> dict: # For instance `{"learning_rate": 0.005}`; empty if the base recommends nothing
     "The settings of training and decoding that a base's own `recipe.json` recommends."
     file = fetch(base) / "recipe.json"
-    return read_json(file, "mend it, or remove it") if file.exists() else {}
+    return read_json(file, "correct it, or remove it") if file.exists() else {}
 
 # %% ../nbs/00a_models.ipynb #3e5e6e09
 def _load(cls, base, **kwargs):
@@ -271,7 +274,7 @@ def render(
 
 # %% ../nbs/00a_models.ipynb #2f8b9e9d
 def _without_controls(tokenizer, text):
-    "`text` with a space inside of everything that the tokenizer, or a template, takes for a control token."
+    "`text` with a space inside everything that the tokenizer, or a template, takes for a control token."
     return _controls(tokenizer).sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
 # %% ../nbs/00a_models.ipynb #a6ea1c0d
@@ -370,13 +373,13 @@ def plain_config(
     model, # From load_model
     width: int, # Longest row, in tokens
 ): # The configuration of its decoder
-    "A model's configuration; raises `UserError` if its attention is more than causal."
+    "A model's configuration; raises `UserError` if its attention is not plain causal attention."
     config = model.config.get_text_config()
     window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
     if getattr(config, "attn_logit_softcapping", None) or window and window < width or kinds and not window:
-        raise UserError(f"{config.model_type} models use another attention than plain causal attention over {width} "
-                        "tokens, which amazon_ft does not support; choose another base model"
+        raise UserError(f"{config.model_type} models do not use plain causal attention over {width} tokens, the "
+                        "only kind that amazon_ft supports; choose another base model"
                         + f", or rows of up to {window} tokens" * bool(window))
     return config
 

@@ -146,7 +146,7 @@ def _attend_step(self: Slots, layer, query, key, value, mask, scaling):
 def step(self: Slots,
     reach: int, # At least the longest text's length
 ):
-    "Write one token in each active slot, without a word to the host."
+    "Write one token in each active slot, without involving the host."
     import torch
     lengths, ids = self.lengths.clamp(max=reach), self.ids[:, :reach] # a row that ended may be longer
     last = lengths - 1
@@ -224,13 +224,14 @@ def fuse_norms(
                 module.forward = fused
 
 # %% ../nbs/00f_slots.ipynb #f5421319
-KERNEL_TOKENS = 500_000 # new tokens, at most, from which on a job gets a kernel of its own
+KERNEL_TOKENS = 500_000 # a job that may write this many new tokens gets a kernel of its own
 
+# %% ../nbs/00f_slots.ipynb #b4f0d257
 def attention_kernel(
     model, # From load_model
     tokens: int, # How many tokens the whole job may write
 ): # A function for Slots, or None
-    "The Triton kernel of a decoding step's attention, where it pays and can be had."
+    "The Triton kernel of a decoding step's attention, where it pays off and is available."
     import torch
     size = head_size(model.config.get_text_config())
     if (model.device.type != "cuda" or torch.cuda.get_device_capability() < (8, 0) or tokens < KERNEL_TOKENS

@@ -62,10 +62,8 @@ def prepare_rows(source: str, work: Path, data: str, few: int):
     import amazon_ft.cleaning as cleaning
     from amazon_ft.data import prepare
     arguments, held_out = dict(DATA[data]), 600 if data in ("default", "six wordings") else 0
-    if "min_words" in arguments:
-        cleaning.MIN_WORDS = arguments.pop("min_words")
-        if not cleaning.MIN_WORDS:
-            cleaning.FILTERS.clear()
+    if arguments.get("min_words") == 0:  # no filter at all
+        cleaning.repeats_title = lambda *_: False
     held_out = min(few, held_out) if few else held_out
     prepare(source, n_train=few or -1, n_valid=held_out, n_test=held_out, root=str(workspace(work, data)), **arguments)
 
