@@ -68,7 +68,8 @@ def _refill(state, owners, waiting, enough, jobs):
 def _ended(then, picture, owners, prompts):
     "Completions that had ended when a picture was taken, by position in `prompts`; frees their slots."
     state = picture()
-    done = [slot for slot, i in then.items() if owners.get(slot) == i and not state[slot, 0]]
+    active = state[:, 0].tolist()
+    done = [slot for slot, i in then.items() if owners.get(slot) == i and not active[slot]]
     for slot in done:
         del owners[slot]
     return {then[slot]: row[2 + len(prompts[then[slot]]):2 + row[1]]

@@ -80,6 +80,21 @@ def use_slots(
     if model.device.type == "cuda":
         fuse_norms(model)
 
+# %% ../nbs/00f_slots.ipynb #bb3b2009
+def fuse_norms(
+    model, # From load_model, on a GPU
+):
+    "Compute a model's RMS norms in one kernel each."
+    import torch
+    import torch.nn.functional as F
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") and "forward" not in vars(module):
+            weight, eps = module.weight, getattr(module, "variance_epsilon", None)
+            fused = partial(F.rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps)
+            probe = torch.randn_like(weight)
+            if torch.allclose(fused(probe), module(probe), rtol=1e-2, atol=1e-2):
+                module.forward = fused
+
 # %% ../nbs/00f_slots.ipynb #57b78569
 @patch
 def fill(self: Slots,
@@ -207,21 +222,6 @@ def recorded(self: Slots,
             self.step(reach)
         self.recordings[reach], self.pool = graph, graph.pool()
     self.recordings[reach].replay()
-
-# %% ../nbs/00f_slots.ipynb #bb3b2009
-def fuse_norms(
-    model, # From load_model, on a GPU
-):
-    "Compute a model's RMS norms in one kernel each."
-    import torch
-    import torch.nn.functional as F
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and "forward" not in vars(module):
-            weight, eps = module.weight, getattr(module, "variance_epsilon", None)
-            fused = partial(F.rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps)
-            probe = torch.randn_like(weight)
-            if torch.allclose(fused(probe), module(probe), rtol=1e-2, atol=1e-2):
-                module.forward = fused
 
 # %% ../nbs/00f_slots.ipynb #f5421319
 KERNEL_TOKENS = 500_000 # a job that may write this many new tokens gets a kernel of its own
