@@ -218,27 +218,15 @@ def generate_catalogue(
         added = dict(column=column, no_formulas=no_formulas)
         return _describe_on_ray(source, out, choose(), asked | added, encoding, read, block_rows, actors, ray_address)
     with joined():
-        table, out = read(source), Path(out)
-        file, = find_files(str(source))
-        _check_output(table, file, out, column)
+        table, file = _checked_source(read, source, Path(out), column)
         model = choose()
-        titles, rules = _titles(table, title_column), model_rules(model)
-        size = _part_rows(len(titles))
-        plan = asked | dict(model=identity(model), source=digest(file), encoding=encoding, decoding=rules,
-                            part_rows=size, format=prompt_format())
-        with _writing(out):
-            parts = Path(from_main(lambda: str(_claim_parts(out.with_name(f".{out.name}.parts"), plan))))
-            described = _describe_in_parts(parts, size, model, titles, question, max_new_tokens, rules)
-            if is_main():
-                table.insert(len(table.columns), column, described)
-                write_catalogue(without_formulas(table) if no_formulas else table, out)
-                shutil.rmtree(parts)
-                print(f"generate: wrote {out}, {sum(map(bool, described))} of {len(described)} rows described")
+        plan = _plan(asked, model, encoding) | dict(source=digest(file), part_rows=_part_rows(len(table)))
+        _describe_to_file(table, Path(out), model, plan, column, no_formulas)
 
 # %% ../nbs/04_demo_inference.ipynb #90755301
-def _titles(table, column):
-    "The titles of a catalogue, without spaces around them."
-    return list(table[column].str.strip())
+def _plan(asked, model, encoding):
+    "Everything that decides the descriptions, apart from the source."
+    return asked | dict(model=identity(model), encoding=encoding, decoding=model_rules(model), format=prompt_format())
 
 # %% ../nbs/04_demo_inference.ipynb #17e63981
 def _writing(out):
@@ -251,15 +239,42 @@ def _writing(out):
     return file_lock(lock, f"writing {out}")
 
 # %% ../nbs/04_demo_inference.ipynb #92766de9
-def _check_output(table, source, out, column):
-    "Raise `UserError` where a described catalogue would overwrite something, or could not be written at the end."
+def _checked_source(read, source, out, column):
+    "A catalogue and its file; raises `UserError` if `out` or `column` would overwrite something, or cannot be written."
+    table = read(source)
+    file, = find_files(str(source))
     if column in table:
-        raise UserError(f"{source} has a column {column!r} already; name the new one with --column")
+        raise UserError(f"{file} has a column {column!r} already; name the new one with --column")
     if out.exists() and not out.is_file():
         raise UserError(f"--out {out} is a folder or a device; name a file")
-    if out.exists() and out.samefile(source):
+    if out.exists() and out.samefile(file):
         raise UserError(f"--out {out} is the source itself; name another file")
     _check_format(table, out)
+    return table, file
+
+# %% ../nbs/04_demo_inference.ipynb #54d9ef2e
+def _describe_to_file(table, out, model, plan, column, no_formulas):
+    "Describe a catalogue in parts, and write it."
+    titles = _titles(table, plan["title_column"])
+    asked = [plan[name] for name in ("question", "max_new_tokens", "decoding")]
+    with _writing(out):
+        parts = Path(from_main(lambda: str(_claim_parts(out.with_name(f".{out.name}.parts"), plan))))
+        described = _describe_in_parts(parts, plan["part_rows"], model, titles, *asked)
+        if is_main():
+            write_catalogue(_add_column(table, column, described, no_formulas), out)
+            shutil.rmtree(parts)
+            print(f"generate: wrote {out}, {sum(map(bool, described))} of {len(described)} rows described")
+
+# %% ../nbs/04_demo_inference.ipynb #8cc42f80
+def _titles(table, column):
+    "The titles of a catalogue, without spaces around them."
+    return list(table[column].str.strip())
+
+# %% ../nbs/04_demo_inference.ipynb #bba6d9fc
+def _add_column(table, column, texts, no_formulas):
+    "A catalogue with the new column, its formulas disarmed if asked."
+    table = table.assign(**{column: texts})
+    return without_formulas(table) if no_formulas else table
 
 # %% ../nbs/04_demo_inference.ipynb #50e33b59
 def _describe_table(table, model, title_column, question, max_new_tokens, decoding, column, no_formulas):
@@ -267,16 +282,14 @@ def _describe_table(table, model, title_column, question, max_new_tokens, decodi
     if column in table:
         raise UserError(f"the source has a column {column!r} already; name the new one with --column")
     described = _describe_part(model, _titles(table, title_column), question, max_new_tokens, decoding)
-    table = table.assign(**{column: described})
-    return without_formulas(table) if no_formulas else table
+    return _add_column(table, column, described, no_formulas)
 
 # %% ../nbs/04_demo_inference.ipynb #eecacc54
 def _describe_on_ray(source, out, model, asked, encoding, read, rows, actors, address):
     "Describe what `out` does not hold yet."
-    asked = asked | dict(decoding=model_rules(model))
-    plan = asked | dict(model=identity(model), encoding=encoding, format=prompt_format())
+    plan = _plan(asked, model, encoding)
     model = pinned(model) if on_hub(model) else str(Path(locate(model)).absolute())
-    function = partial(_describe_table, model=model, **asked)
+    function = partial(_describe_table, model=model, decoding=plan["decoding"], **asked)
     before, new = map_blocks(source, out, function, plan, read, rows, actors, address)
     print(f"generate: {out} has {before + len(new)} blocks, {before} of them from before; {sum(new)} rows described")
 
