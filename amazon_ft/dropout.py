@@ -38,7 +38,7 @@ def feature_keys(
 def hash_dropouts(
     model, # A `PeftModel`, or its base
 ): # An object whose `draws` the next passes use: for each token a random int32
-    "Replace the adapter's dropouts by hashed ones."
+    "Replace the adapter's dropouts with hashed ones."
     import torch
     class HashedDropout(torch.nn.Dropout):
         def forward(self, x):

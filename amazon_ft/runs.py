@@ -70,7 +70,7 @@ def compare_plans(
     found: dict, # The plan of what the folder holds, or None
     overwrite: bool, # Whether another plan may be replaced
 ) -> list: # Names of the settings that differ
-    "Where two plans differ; raises `UserError` if they do and may not."
+    "The settings in which two plans differ; raises `UserError` if there are any, unless `overwrite` is set."
     differ = [] if found is None else [key for key in plan if plan[key] != found.get(key)]
     if differ and not overwrite:
         other = ", ".join(f"{key} ({difference(found.get(key), plan[key])})" for key in differ)
@@ -92,14 +92,14 @@ def recorded_plan(
     file = run / "plan.json"
     if overwrite or not file.exists():
         return {}
-    return read_json(file, "pass --overwrite to train anew")
+    return read_json(file, "pass --overwrite to train again")
 
 # %% ../nbs/02b_runs.ipynb #63eb2e8a
 def difference(
     there, # A value
     now, # Another
 ) -> str: # At most some forty characters of each
-    "Two values, cut to where they first differ."
+    "Two values, cut to the part where they first differ."
     texts = str(there), str(now)
     start = max(0, len(os.path.commonprefix(texts)) - 10)
     shown = ["…" * (start > 0) + text[start:start + 40] + "…" * (len(text) > start + 40) for text in texts]

@@ -25,7 +25,7 @@ from .processes import *
 def pack(
     examples: list, # Encoded examples: dicts of arrays `input_ids` and `labels`, in training with `draws` for dropout
 ) -> dict: # Arrays: `input_ids`, `position_ids`, `keep` (positions that predict), `labels` of these, `boundaries`
-    "Examples one behind the other in one row."
+    "Concatenate examples into one row."
     import numpy as np
     lengths = [len(example["input_ids"]) for example in examples]
     labels = np.concatenate([example["labels"] for example in examples])
@@ -115,7 +115,7 @@ def completion_loss(
 
 # %% ../nbs/02a_packed_step.ipynb #6ac062b1
 class Execution(NamedTuple):
-    "How steps are executed; their speed depends on it, their result does not."
+    "How steps are executed: it affects their speed, not their result."
     four_bit: bool # Whether the base stays in four bits
     tokens: int # Budget of a row, in tokens
     graphs: bool # Whether steps are recorded as CUDA graphs
@@ -353,7 +353,7 @@ def matmul_rate() -> float: # Floating-point operations a second
 
 # %% ../nbs/02a_packed_step.ipynb #d0f16e3a
 @patch
-def speed(self: Step) -> dict: # Real tokens a second of all processes; on a GPU its use (MFU) and peak memory
+def speed(self: Step) -> dict: # Real tokens a second of all processes; on a GPU also utilisation (MFU) and peak memory
     "Speed since the last call."
     import torch
     seconds, self.since = perf_counter() - self.since, perf_counter()

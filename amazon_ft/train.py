@@ -73,7 +73,7 @@ def check(self: Step,
         if not isfinite(loss) or i == len(losses) - 1 and not isfinite(gradient_norm):
             what = f"gradient norm became {gradient_norm}" if isfinite(loss) else f"loss became {loss}"
             raise UserError(f"the {what} at step {step - len(losses) + 1 + i}, on training rows {rows}; the "
-                            "checkpoints before it stand. Train with a lower --learning_rate")
+                            "checkpoints before it are kept. Train with a lower --learning_rate")
     self.recent = []
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #ac6b3c1b
@@ -119,7 +119,7 @@ def aligned(
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #e892f09c
 def _trainer_class():
-    "The subclass of TRL's trainer, made where TRL is imported."
+    "A subclass of TRL's trainer, defined here so that TRL is imported late."
     from trl import SFTTrainer
     class PackedTrainer(SFTTrainer):
         def _save_checkpoint(self, *args, **kwargs):
@@ -146,7 +146,7 @@ def _trainer_class():
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #b76a67c7
 def _run_callback():
-    "Progress with the latest loss, and marks on finished checkpoints."
+    "A progress bar with the latest loss; marks finished checkpoints."
     from tqdm import tqdm
     from transformers import TrainerCallback
     class RunCallback(TrainerCallback):
@@ -234,7 +234,7 @@ def train(
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #64a0a424
 def _plan(base, revision, where, settings, epochs, overwrite):
-    "The base at its commit, all that determines the outcome, the plan that is there, and the manifest if it fits."
+    "The base at its commit, the plan, the plan found there, and the adapter's manifest if it has this plan."
     dataset, prepared = load_prepared(where.root)
     if epochs is not None:
         settings["max_steps"] = ceil(epochs * len(dataset["train"]) / settings["batch_size"])
@@ -297,7 +297,7 @@ def run_length(
     theirs.pop("decoding", None) # for the merge
     for name, value in theirs.items():
         if type(value) not in types.get(name, ()):
-            raise UserError(f"{file}: {name} {value!r} is no number of {' or '.join(types)}; mend it, or remove it")
+            raise UserError(f"{file}: {name} {value!r} is not a valid {' or '.join(types)}; correct or remove it")
         try:
             check_arguments(**{name: value})
         except UserError as error:
@@ -319,7 +319,7 @@ def encode_splits(dataset, tokenizer, max_length):
                             f"prepare with --n_{split[:5]} above 0 or raise --max_length")
         left = len(dataset[split]) - len(keep)
         if left and is_main():
-            print(f"train: {left} {split} rows left out, their prompt fills {max_length} tokens")
+            print(f"train: {left} {split} rows left out because their prompt alone fills {max_length} tokens")
         columns = {"row": keep} | {name: [column[i] for i in keep] for name, column in columns.items()}
         encoded[split] = Dataset.from_dict(columns)
     return encoded["train"], encoded["validation"].take(VALIDATION_ROWS)
