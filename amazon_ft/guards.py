@@ -17,7 +17,7 @@ from .core import *
 
 # %% ../nbs/04d_guards.ipynb #780f5fd4
 def _answering(blocks):
-    "`blocks` with a message for every call that cannot be answered."
+    "Give `blocks` a message for every call that cannot be answered."
     import gradio as gr
     process, preprocess = blocks.process_api, blocks.preprocess_data
     async def process_api(*args, **kwargs):
@@ -28,16 +28,15 @@ def _answering(blocks):
     async def preprocess_data(block_fn, inputs, *args, **kwargs):
         expected, no_choice = len(block_fn.inputs), (gr.Dataset, type(None))
         if block_fn.fn is None or (len(inputs) != expected and not block_fn.cancels):
-            raise UserError(f"{block_fn.api_name}: {expected} values are expected, {len(inputs)} came.")
+            raise UserError(f"{block_fn.api_name}: expected {expected} values, got {len(inputs)}.")
         if no_choice in zip(map(type, block_fn.inputs), map(type, inputs)):
             raise UserError(f"{block_fn.api_name}: nothing is chosen.")
         try:
             return await preprocess(block_fn, inputs, *args, **kwargs)
-        except (gr.Error, ValueError, TypeError, LookupError, AttributeError) as error: # whatever the values led to
+        except (gr.Error, ValueError, TypeError, LookupError, AttributeError) as error: # from wrong values
             said = error.message if isinstance(error, gr.Error) else "a value is of the wrong kind."
             raise UserError(f"{block_fn.api_name}: {said}") from error
     blocks.process_api, blocks.preprocess_data = process_api, preprocess_data
-    return blocks
 
 # %% ../nbs/04d_guards.ipynb #2d9fd987
 def _without_folders(text):
@@ -50,7 +49,7 @@ VISITOR_JOBS = dict(questions=12, catalogues=2)
 
 # %% ../nbs/04d_guards.ipynb #2e140525
 def _fair(blocks):
-    "`blocks` with a bound on the jobs of one visitor."
+    "Limit the jobs that one visitor may have in `blocks`."
     queue = blocks._queue
     push = queue.push
     async def fair_push(body, request, username):
@@ -62,7 +61,6 @@ def _fair(blocks):
             return False, f"{theirs} {kind} from your address are waiting already; try again when one is done.", "error"
         return await push(body, request, username)
     queue.push = fair_push
-    return blocks
 
 # %% ../nbs/04d_guards.ipynb #gd00000d
 LOGIN_WAIT = 30 # seconds, at most
@@ -93,10 +91,10 @@ STORED_BYTES = 100 * UPLOAD_BYTES
 
 # %% ../nbs/04d_guards.ipynb #d76a91aa
 def _too_large(blocks, scope):
-    "The reason why an upload is not accepted, or `None`."
+    "The reason to turn an upload away, or `None`."
     size = int(dict(scope["headers"]).get(b"content-length", -1))
     if not 0 <= size <= 1.1 * UPLOAD_BYTES:
-        return f"Uploads say how long they are, and hold up to {UPLOAD_BYTES:,} bytes."
+        return f"An upload must state its length, and may hold up to {UPLOAD_BYTES:,} bytes."
     stored = sum(os.path.getsize(file) for file in blocks.upload_file_set if os.path.exists(file))
     if stored + size > STORED_BYTES:
         return "There is no more room for uploads; try again in an hour, or use amazon_ft_generate."
@@ -123,7 +121,7 @@ class _Limits:
 async def _malformed(request, error):
     "The answer to a request that Gradio stumbles over."
     from starlette.responses import JSONResponse
-    return JSONResponse(dict(detail="There is no such call, or its values are of the wrong kind; see /?view=api"), 400)
+    return JSONResponse(dict(detail="There is no such call, or a value is of the wrong kind; see /?view=api"), 400)
 
 # %% ../nbs/04d_guards.ipynb #2b07b55a
 def visitors_password(
@@ -164,7 +162,8 @@ def open_to_visitors(
     "Launch a page behind the guards; raises `UserError` if the port is taken."
     from gradio.route_utils import FnIndexInferError
     from starlette.middleware import Middleware
-    _fair(_answering(blocks.queue(max_size=32, api_open=False)))
+    _answering(blocks.queue(max_size=32, api_open=False))
+    _fair(blocks)
     malformed = dict.fromkeys((FnIndexInferError, LookupError, TypeError, ValueError), _malformed)
     middleware = [Middleware(_Limits, blocks=blocks), Middleware(_SlowLogin)]
     try:

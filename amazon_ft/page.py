@@ -49,14 +49,14 @@ COPY = "(pieces) => navigator.clipboard.writeText((pieces || []).map(p => p.toke
 
 # %% ../nbs/04b_page.ipynb #dfdd7642
 def _question_box(elem_id):
-    "A choice of questions that also takes one of the visitor's own."
+    "A list of questions; visitors can also type their own."
     import gradio as gr
     return gr.Dropdown(SUGGESTED, value=QUESTION, allow_custom_value=True, label="Question",
                        info="Choose one or type your own", elem_id=elem_id)
 
 # %% ../nbs/04b_page.ipynb #edfbb390
 def _answers(models, title, question, rules, max_new_tokens, seed):
-    "The contents of both columns each time that a word is added."
+    "Yield the contents of both columns, word by word."
     title, question = checked(title), checked(question, "question", QUESTION_CHARS)
     if seed is None:
         raise UserError("Give a seed.")
@@ -69,7 +69,7 @@ def _answers(models, title, question, rules, max_new_tokens, seed):
 
 # %% ../nbs/04b_page.ipynb #62e804fd
 def _nearest(training, title):
-    "The nearest products of training as HTML; nothing for a title that `_answers` complains about already."
+    "The nearest products of training as HTML; nothing for a title that `_answers` rejects."
     if not isinstance(title, str) or not title.strip() or len(title) > TITLE_CHARS:
         return ""
     if training is None:
@@ -143,7 +143,7 @@ CSV_ROWS = 1_000
 def check_upload(
     source: Path, # A file from the browser
 ):
-    "Raise `UserError` for a file that is no small plain CSV, before it is read as one."
+    "Raise `UserError` for anything but a small plain CSV file, before it is read."
     if not source:
         raise UserError("Choose a CSV file first.")
     content, ending = Path(source).read_bytes(), Path(source).suffix.lower()
@@ -217,7 +217,7 @@ def page(
 
 # %% ../nbs/04b_page.ipynb #793c7153
 def _products(base, root):
-    "The training split behind the merged model and some held-out titles; `None` and none if it is not there."
+    "The training split behind the merged model and some held-out titles; `None` and an empty list without it."
     try:
         dataset, prepared = load_prepared(root)
     except UserError:
