@@ -260,6 +260,8 @@ def demo(
     ask_password: bool = False, # Type the visitors' password now, their name is `guest` (default: $AMAZON_FT_PASSWORD)
 ):
     "Open a page that shows the texts before and after training; with a title, print them."
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("the demo is one process; run amazon_ft_demo without torchrun or accelerate launch")
     if title:
         for name, text in before_after(title, question, base, root).items():
             print(f"\n{name}:\n{fill(text, width=80)}")
