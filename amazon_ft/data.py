@@ -13,8 +13,10 @@ from array import array
 from collections import Counter, defaultdict
 from contextlib import ExitStack
 from math import ceil
-from operator import add
+from operator import concat
 from pathlib import Path
+
+from fastcore.basics import patch
 
 from .artefacts import MANIFEST, atomic_dir, atomic_write, digest, find_manifest, stage_lock, write_manifest
 from .catalogue import Record, Tally, read_rows
@@ -37,44 +39,49 @@ class Sampler:
         self.k, self.seed, self.rows, self.limit = k, seed, {}, 1 << 64
         self.priorities = array("Q")
 
-    def add(
-        self,
-        batch: list, # Decoded rows, from read_rows
-        tally: Tally, # Rows that are skipped are counted here
-    ):
-        "Take in a batch of rows; count those that are skipped."
-        from xxhash import xxh3_64_intdigest as digest
-        seed, limit, skipped, keys = self.seed, self.limit, tally.skipped, []
-        for row in batch:
-            title, content = row.title, (row.content or "").strip()
-            if len(content) >= MIN_CHARACTERS and title:
-                key = digest(content.encode(), seed)
-                keys.append(key)
-                if key <= limit and (key not in self.rows or _text(row) < _text(self.rows[key])):
-                    self.rows[key] = row
-            elif not title:
-                skipped["empty title"] += 1
-            else:
-                skipped["short content" if content else "empty content"] += 1
-        self.priorities.extend(keys)
-        if len(self.rows) > self.k + max(self.k // 2, 1000):
-            self.rows = {key: self.rows[key] for key in sorted(self.rows)[:self.k]}
-            self.limit = max(self.rows, default=0)
-
-    def n_distinct(self) -> int:
-        "Number of distinct descriptions among all that were offered."
-        import numpy as np
-        ordered = np.sort(np.frombuffer(self.priorities, np.uint64))
-        return min(1, len(ordered)) + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
-
-    def result(self) -> list: # Records
-        "The sample, by rising priority; the sampler is empty afterwards."
-        return [_text(self.rows.pop(key)) for key in sorted(self.rows)[:self.k]]
-
 # %% ../nbs/01_prepare_dataset.ipynb #d068
 def _text(row):
     "A decoded row as `Record`."
     return Record(row.title, row.content, str(row.uid or ""))
+
+# %% ../nbs/01_prepare_dataset.ipynb #5adbc319
+@patch
+def add(self: Sampler,
+    batch: list, # Decoded rows, from read_rows
+    tally: Tally, # Rows that are skipped are counted here
+):
+    "Take in a batch of rows; count those that are skipped."
+    from xxhash import xxh3_64_intdigest as digest
+    seed, limit, skipped, keys = self.seed, self.limit, tally.skipped, []
+    for row in batch:
+        title, content = row.title, (row.content or "").strip()
+        if len(content) >= MIN_CHARACTERS and title:
+            key = digest(content.encode(), seed)
+            keys.append(key)
+            if key <= limit and (key not in self.rows or _text(row) < _text(self.rows[key])):
+                self.rows[key] = row
+        elif not title:
+            skipped["empty title"] += 1
+        else:
+            skipped["short content" if content else "empty content"] += 1
+    self.priorities.extend(keys)
+    if len(self.rows) > self.k + max(self.k // 2, 1000):
+        self.rows = {key: self.rows[key] for key in sorted(self.rows)[:self.k]}
+        self.limit = max(self.rows, default=0)
+
+# %% ../nbs/01_prepare_dataset.ipynb #a6e4d4b5
+@patch
+def n_distinct(self: Sampler) -> int:
+    "Number of distinct descriptions among all that were offered."
+    import numpy as np
+    ordered = np.sort(np.frombuffer(self.priorities, np.uint64))
+    return min(1, len(ordered)) + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
+
+# %% ../nbs/01_prepare_dataset.ipynb #97497b59
+@patch
+def result(self: Sampler) -> list: # Records
+    "The sample, by rising priority; the sampler is empty afterwards."
+    return [_text(self.rows.pop(key)) for key in sorted(self.rows)[:self.k]]
 
 # %% ../nbs/01_prepare_dataset.ipynb #d105
 NEAR = 0.8
@@ -85,7 +92,7 @@ def shingles(
 ) -> set: # Of bytes
     "A text's runs of three words, blind to case and punctuation; a shorter text is one shingle."
     words = text.lower().encode().translate(PUNCTUATION).split()
-    return set(map(add, map(add, words, words[1:]), words[2:])) or {b"".join(words)}
+    return set(map(concat, map(concat, words, words[1:]), words[2:])) or {b"".join(words)}
 
 # %% ../nbs/01_prepare_dataset.ipynb #d107
 def jaccard(
@@ -95,6 +102,12 @@ def jaccard(
     "The share of elements that two sets have in common."
     return len(a & b) / len(a | b)
 
+# %% ../nbs/01_prepare_dataset.ipynb #b7a73d94
+def _sketches(sets):
+    "MinHash sketches of 128 permutations, for sets of shingles."
+    from rensa import RMinHash
+    return RMinHash.from_token_sets([list(s) for s in sets], 128, 42)
+
 # %% ../nbs/01_prepare_dataset.ipynb #d109
 class NearIndex:
     "Finds near-duplicates of the texts put into it."
@@ -102,21 +115,13 @@ class NearIndex:
         from rensa import RMinHashLSH
         self.index, self.sets = RMinHashLSH(NEAR, 128, 32), []
 
-    def sketches(
-        self,
-        sets: list, # Of shingles
-    ): # What `rensa` makes of them
-        "MinHash sketches of 128 permutations."
-        from rensa import RMinHash
-        return RMinHash.from_token_sets([list(s) for s in sets], 128, 42)
-
     def insert(
         self,
         texts: list, # Titles, or descriptions
     ):
         "Put texts into the index."
         sets = [shingles(text) for text in texts]
-        self.index.insert_many(self.sketches(sets), len(self.sets))
+        self.index.insert_many(_sketches(sets), len(self.sets))
         self.sets += sets
 
     def flags(
@@ -127,7 +132,7 @@ class NearIndex:
         if not self.sets:
             return [False] * len(texts)
         sets = [shingles(text) for text in texts]
-        proposed = self.index.query_all(self.sketches(sets))
+        proposed = self.index.query_all(_sketches(sets))
         return [any(jaccard(s, self.sets[i]) >= NEAR for i in keys) for s, keys in zip(sets, proposed)]
 
 # %% ../nbs/01_prepare_dataset.ipynb #d114
@@ -351,6 +356,14 @@ def _summary(manifest):
     verdict = _listed(wrong) if wrong else "all lines accounted for, no text shared by two splits"
     return "\n".join([*lines, f"audit    {verdict}"])
 
+# %% ../nbs/01_prepare_dataset.ipynb #2e51e3a1
+def _check_texts(question, title_column, content_column, encoding):
+    "Raise `UserError` for arguments in words that cannot work."
+    check_encoding(encoding)
+    wordings(question)
+    if title_column == content_column:
+        raise UserError(f"--title_column and --content_column are both {title_column!r}; name two columns")
+
 # %% ../nbs/01_prepare_dataset.ipynb #d144
 def prepare(
     source: str = "trn.json.gz", # JSON lines, CSV or Parquet, plain, .gz, .zip; a glob; `sample`; `AmazonTitles-1.3MM`
@@ -370,10 +383,7 @@ def prepare(
     source = str(source)
     arguments = {name: value for name, value in locals().items() if name != "root"}
     check_arguments(**arguments)
-    check_encoding(encoding)
-    wordings(question)
-    if title_column == content_column:
-        raise UserError(f"--title_column and --content_column are both {title_column!r}; name two columns")
+    _check_texts(question, title_column, content_column, encoding)
     files, folder = find_files(source, root), paths(root=root).prepared
     request = _request(files, arguments)
     with stage_lock(workspace(root), create=True):
@@ -385,4 +395,5 @@ def prepare(
     print(f"{_summary(manifest)}\nwrote    {folder}")
     return manifest
 
+# %% ../nbs/01_prepare_dataset.ipynb #65576284
 amazon_ft_prepare = command(prepare)

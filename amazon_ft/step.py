@@ -31,12 +31,10 @@ def pack(
     labels = np.concatenate([example["labels"] for example in examples])
     following = np.append(labels[1:], -100) # an example begins with its prompt, so none predicts the next one's start
     keep = np.flatnonzero(following != -100)
-    row = dict(input_ids=np.concatenate([example["input_ids"] for example in examples]),
-               position_ids=np.concatenate([np.arange(n) for n in lengths]), keep=keep, labels=following[keep],
-               boundaries=np.cumsum([0] + lengths, dtype=np.int32))
-    if "draws" in examples[0]:
-        row["draws"] = np.concatenate([example["draws"] for example in examples])
-    return row
+    tokens = [name for name in ("input_ids", "draws") if name in examples[0]]
+    return {name: np.concatenate([example[name] for example in examples]) for name in tokens} | dict(
+        position_ids=np.concatenate([np.arange(n) for n in lengths]), keep=keep, labels=following[keep],
+        boundaries=np.cumsum([0] + lengths, dtype=np.int32))
 
 # %% ../nbs/02a_packed_step.ipynb #138c82ea
 def micro_batches(
@@ -51,8 +49,6 @@ def micro_batches(
             rows.append(row := [])
         row.append(example)
     return rows
-
-
 
 # %% ../nbs/02a_packed_step.ipynb #eb6786b2
 def packed_attention(
@@ -134,20 +130,11 @@ class Step:
         execution: Execution, # From choose_execution
         longest: int = 512, # Length of the longest example, in tokens
     ):
-        import torch
         from transformers import AttentionInterface
         plain_config(model, longest)
         self.lm, self.budget, self.graphs = model.get_base_model(), execution.tokens, execution.graphs
-        named = {name: weight for name, weight in self.lm.named_parameters() if weight.requires_grad}
-        self.weights = list(named.values())
-        self.copies = {name: torch.nn.Parameter(weight.detach().to(torch_dtype(precision)))
-                       for name, weight in named.items()}
-        self.device, self.recordings, self.pool, self.tokens = self.weights[0].device, {}, None, 0
-        sizes = [weight.numel() for weight in self.weights]
-        self.sums = torch.zeros(sum(sizes) + 1, device=self.device) # all gradients, and the loss behind them
-        self.gradients = [part.view_as(weight) for part, weight in zip(self.sums.split(sizes + [1]), self.weights)]
-        self.latest = [torch.zeros_like(weight) for weight in self.weights]
-        self.recent, self.since = [], perf_counter()
+        self._allocate(precision)
+        self.recordings, self.pool, self.tokens, self.recent, self.since = {}, None, 0, [], perf_counter()
         self.kernel = varlen_kernel() if precision != "fp32" else None
         attention = partial(packed_attention, longest=ceil(longest / 256) * 256, kernel=self.kernel)
         AttentionInterface.register("packed", attention)
@@ -156,33 +143,28 @@ class Step:
         if execution.compiled:
             self._compile()
 
-    def __call__(self,
-        examples: list, # Encoded examples, the same in all processes
-        seed: int = 0, # Seed of dropout, so that a resumed step drops the same
-        scale=lambda loss: loss, # The loss scaler's function, for fp16
-    ): # A tensor: the mean loss a completion token
-        "Put the gradients into the weights' `.grad`."
-        import torch
-        self._refresh()
-        count = sum(int((example["labels"] != -100).sum()) for example in examples)
-        mine = self._dealt(examples, seed)
-        while True:
-            self.sums.zero_()
-            scale(self.sums[-1]) # a loss scaler starts with its first call, even if there is no row
-            torch.manual_seed(seed) # for a base with dropouts of its own
-            try:
-                for row in micro_batches(mine, self.budget):
-                    self.sums[-1] += self._row(self._tensors(row, count), scale)
-                break
-            except torch.OutOfMemoryError:
-                self._halve(mine)
-        add_up(self.sums)
-        for weight, gradient in zip(self.weights, self.gradients):
-            weight.grad = gradient
-        loss = self.sums[-1].clone()
-        self.tokens += sum(len(example["input_ids"]) for example in examples)
-        self.recent.append(([int(example["row"]) for example in examples if "row" in example], loss))
-        return loss
+# %% ../nbs/02a_packed_step.ipynb #dfe03173
+@patch
+def _allocate(self: Step, precision):
+    "The weights' working copies, and their gradients one behind the other in a flat tensor."
+    import torch
+    named = {name: weight for name, weight in self.lm.named_parameters() if weight.requires_grad}
+    self.weights = list(named.values())
+    self.copies = {name: torch.nn.Parameter(weight.detach().to(torch_dtype(precision)))
+                   for name, weight in named.items()}
+    self.device = self.weights[0].device
+    sizes = [weight.numel() for weight in self.weights]
+    self.sums = torch.zeros(sum(sizes) + 1, device=self.device) # all gradients, and the loss behind them
+    self.gradients = [part.view_as(weight) for part, weight in zip(self.sums.split(sizes + [1]), self.weights)]
+    self.latest = [torch.zeros_like(weight) for weight in self.weights]
+
+# %% ../nbs/02a_packed_step.ipynb #d3344c63
+@patch
+def _refresh(self: Step):
+    "Bring the working copies up to date with the weights."
+    import torch
+    with torch.no_grad():
+        torch._foreach_copy_(list(self.copies.values()), self.weights)
 
 # %% ../nbs/02a_packed_step.ipynb #74b58a9f
 @patch
@@ -196,14 +178,6 @@ def _tensors(self: Step, examples, count):
     if self.device.type == "cuda": # copied while the GPU is still busy with the step before
         tensors = {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in tensors.items()}
     return tensors | {"count": torch.full((), float(count), device=self.device)}
-
-# %% ../nbs/02a_packed_step.ipynb #d3344c63
-@patch
-def _refresh(self: Step):
-    "Bring the working copies up to date with the weights."
-    import torch
-    with torch.no_grad():
-        torch._foreach_copy_(list(self.copies.values()), self.weights)
 
 # %% ../nbs/02a_packed_step.ipynb #f90eafa5
 @patch
@@ -223,16 +197,6 @@ def _backward(self: Step, row, scale):
     torch._foreach_add_(self.gradients, self.latest)
     return loss.detach()
 
-# %% ../nbs/02a_packed_step.ipynb #80ac7eed
-@patch
-def _dealt(self: Step, examples, seed):
-    "This process's examples, with a draw for each token."
-    import numpy as np
-    lengths = [len(example["input_ids"]) for example in examples]
-    draws = np.random.default_rng(seed).integers(-2**31, 2**31, sum(lengths), dtype=np.int32)
-    draws = np.split(draws, np.cumsum(lengths)[:-1])
-    return [examples[i] | {"draws": draws[i]} for i in deal(lengths)[rank()]]
-
 # %% ../nbs/02a_packed_step.ipynb #9ecc35d0
 @patch
 def validation_loss(self: Step,
@@ -244,9 +208,8 @@ def validation_loss(self: Step,
     self._refresh()
     self.lm.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-    hand = deal([len(example["input_ids"]) for example in examples])[rank()]
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for rows in micro_batches([examples[i] for i in hand], self.budget):
+        for rows in micro_batches(self._dealt(examples, seed=0), self.budget):
             row = self._tensors(rows, 1)
             sums += torch.stack([self._loss(row), (row["labels"] != -100).sum()])
     add_up(sums)
@@ -254,6 +217,53 @@ def validation_loss(self: Step,
     total, count = sums.tolist()
     self.since += perf_counter() - start # the time of steps is what `speed` reports
     return total / count
+
+# %% ../nbs/02a_packed_step.ipynb #80ac7eed
+@patch
+def _dealt(self: Step, examples, seed):
+    "This process's examples, with a draw for each token."
+    import numpy as np
+    lengths = [len(example["input_ids"]) for example in examples]
+    draws = np.random.default_rng(seed).integers(-2**31, 2**31, sum(lengths), dtype=np.int32)
+    draws = np.split(draws, np.cumsum(lengths)[:-1])
+    return [examples[i] | {"draws": draws[i]} for i in deal(lengths)[rank()]]
+
+# %% ../nbs/02a_packed_step.ipynb #3d1f1ea4
+@patch
+def __call__(self: Step,
+    examples: list, # Encoded examples, the same in all processes
+    seed: int = 0, # Seed of dropout, so that a resumed step drops the same
+    scale=lambda loss: loss, # The loss scaler's function, for fp16
+): # A tensor: the mean loss a completion token
+    "Put the gradients into the weights' `.grad`."
+    import torch
+    self._refresh()
+    count = sum(int((example["labels"] != -100).sum()) for example in examples)
+    mine = self._dealt(examples, seed)
+    while True:
+        try:
+            self._sum_up(mine, count, seed, scale)
+            break
+        except torch.OutOfMemoryError:
+            self._halve(mine)
+    add_up(self.sums)
+    for weight, gradient in zip(self.weights, self.gradients):
+        weight.grad = gradient
+    loss = self.sums[-1].clone()
+    self.tokens += sum(len(example["input_ids"]) for example in examples)
+    self.recent.append(([int(example["row"]) for example in examples if "row" in example], loss))
+    return loss
+
+# %% ../nbs/02a_packed_step.ipynb #39ebecd5
+@patch
+def _sum_up(self: Step, examples, count, seed, scale):
+    "Loss and gradients of this process's examples, row by row."
+    import torch
+    self.sums.zero_()
+    scale(self.sums[-1]) # a loss scaler starts with its first call, even if there is no row
+    torch.manual_seed(seed) # for a base with dropouts of its own
+    for row in micro_batches(examples, self.budget):
+        self.sums[-1] += self._row(self._tensors(row, count), scale)
 
 # %% ../nbs/02a_packed_step.ipynb #81e25a01
 ROUND = 128
@@ -269,11 +279,9 @@ def padded_row(
     positions = np.append(row["position_ids"], np.arange(len(input_ids) - len(row["position_ids"])))
     starts = padded(np.append(row["boundaries"][:-1], len(row["input_ids"])), 4, len(input_ids))
     boundaries = np.append(starts, len(input_ids)).astype(np.int32)
-    longer = dict(input_ids=input_ids, position_ids=positions, keep=padded(row["keep"], 4 * ROUND),
-                  labels=padded(row["labels"], 4 * ROUND, -100), boundaries=boundaries)
-    if "draws" in row:
-        longer["draws"] = padded(row["draws"], ROUND)
-    return longer
+    draws = {"draws": padded(row["draws"], ROUND)} if "draws" in row else {}
+    return dict(input_ids=input_ids, position_ids=positions, keep=padded(row["keep"], 4 * ROUND),
+                labels=padded(row["labels"], 4 * ROUND, -100), boundaries=boundaries, **draws)
 
 # %% ../nbs/02a_packed_step.ipynb #95253c4c
 @patch

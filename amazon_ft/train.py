@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['VALIDATION_ROWS', 'amazon_ft_train', 'lora_config', 'sft_config', 'build_trainer', 'aligned', 'plot_loss', 'train',
-           'check_report_to', 'run_length', 'encode_splits', 'load_trainer', 'run_to_end', 'save_adapter']
+           'fine_tune', 'check_settings', 'run_length', 'encode_splits', 'load_trainer', 'run_to_end', 'save_adapter']
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #5b8fbf7d
-import shutil
 from contextlib import nullcontext
 from math import ceil, isfinite
 from pathlib import Path
@@ -202,8 +201,6 @@ def _write_log(run, history):
     return log
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #a0ea5650
-VALIDATION_ROWS = 64
-
 def train(
     base: str = None, # tiny, a folder, or a hub id (default: what the workspace was trained with, else TinyLlama)
     root: str = None, # The workspace (default: $AMAZON_FT_ROOT, Google Drive in Colab, or ./amazon_ft_runs)
@@ -224,28 +221,16 @@ def train(
     overwrite: bool = False, # Replace a run made with other settings
 ) -> dict: # The adapter's manifest
     "Fine-tune an adapter on the prepared dataset, resuming what was interrupted."
-    settings = dict(max_steps=max_steps, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length,
-                    rank=rank, alpha=alpha, dropout=dropout, precision=precision, save_steps=save_steps, seed=seed)
     with joined(): # before anything looks at GPUs
-        settings["precision"] = precision or hardware_precision()
-        check_arguments(epochs=epochs, **settings)
-        torch_dtype(settings["precision"])
-        check_report_to(report_to)
+        settings = dict(max_steps=max_steps, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length,
+                        rank=rank, alpha=alpha, dropout=dropout, precision=precision or hardware_precision(),
+                        save_steps=save_steps, seed=seed)
+        check_settings(report_to, epochs=epochs, **settings)
         base = choose_base(base, root)
         where = paths(base, root)
         with stage_lock(where.root) if is_main() else nullcontext():
             base, plan, found, manifest = from_main(_plan, base, revision, where, settings, epochs, overwrite)
-            if not manifest:
-                settings = {name: plan[name] for name in settings}
-                tokenizer = load_tokenizer(base)
-                rows = encode_splits(load_prepared(where.root)[0], tokenizer, max_length)
-                trainer = load_trainer(base, tokenizer, rows, where.run, settings, four_bit, report_to)
-                run_to_end(trainer, from_main(_claim, where.run, plan, found, overwrite))
-                manifest = from_main(save_adapter, trainer, tokenizer, where, plan)
-            if is_main():
-                for checkpoint in where.run.glob("checkpoint-*"):
-                    shutil.rmtree(checkpoint)
-            return manifest
+            return manifest or fine_tune(base, where, plan, found, four_bit, report_to)
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #64a0a424
 def _plan(base, revision, where, settings, epochs, overwrite):
@@ -265,28 +250,42 @@ def _plan(base, revision, where, settings, epochs, overwrite):
         if hint := launch_hint("amazon_ft_train"):
             print(f"train: {hint}")
         return base, plan, found, None
+    remove_checkpoints(where.run)
     claim_run(where.run, plan, found, overwrite)
     print(f"train: {where.adapter} is there already, from these very settings")
     return base, plan, found, manifest
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #6c9799bb
-def _claim(run, plan, found, overwrite):
-    "Make `run` the folder of `plan`, now that the base could be loaded; the checkpoint to resume from, or None."
-    claim_run(run, plan, found, overwrite)
-    checkpoint = newest_checkpoint(run)
-    return checkpoint and str(checkpoint)
+def fine_tune(
+    base: str, # The base at its commit
+    where: Paths, # Where to write
+    plan: dict, # Everything that determines the outcome
+    found: dict, # The plan of what the folder holds, or None
+    four_bit: bool, # Keep the base in four bits even where memory allows to dequantise it once
+    report_to: str, # Where else to log
+) -> dict: # The adapter's manifest
+    "Train under a plan, from the newest checkpoint if there is one, and save the adapter."
+    tokenizer = load_tokenizer(base)
+    rows = encode_splits(load_prepared(where.root)[0], tokenizer, plan["max_length"])
+    trainer = load_trainer(base, tokenizer, rows, where.run, plan, four_bit, report_to)
+    run_to_end(trainer, from_main(claim_run, where.run, plan, found, overwrite=True))
+    return from_main(save_adapter, trainer, tokenizer, where, plan)
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #ae994d8c
-def check_report_to(
-    name: str, # Where to log: `none`, or a logger that transformers knows
+def check_settings(
+    report_to: str, # Where to log: `none`, or a logger that transformers knows
+    precision: str, # `bf16`, `fp16` or `fp32`
+    **settings, # Names and values with bounds
 ):
-    "Raise `UserError` unless transformers can log there."
+    "Raise `UserError` for a setting out of bounds, and for a logger that transformers does not have."
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-    if name not in {"none", *INTEGRATION_TO_CALLBACK}:
-        raise UserError(f"--report_to {name}: give none or one of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
-    if name not in {"none", *get_available_reporting_integrations()}:
-        raise UserError(f"--report_to {name}: its package is not installed; pip install {name}")
+    check_arguments(**settings)
+    torch_dtype(precision)
+    if report_to not in {"none", *INTEGRATION_TO_CALLBACK}:
+        raise UserError(f"--report_to {report_to}: give none or one of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+    if report_to not in {"none", *get_available_reporting_integrations()}:
+        raise UserError(f"--report_to {report_to}: its package is not installed; pip install {report_to}")
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #41f3ba21
 def run_length(
@@ -306,6 +305,8 @@ def run_length(
     return {"max_steps": 600, "learning_rate": 1e-4} | theirs
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #44733f00
+VALIDATION_ROWS = 64
+
 def encode_splits(dataset, tokenizer, max_length):
     "All training rows and some for validation, encoded; leaves out rows whose prompt alone fills `max_length`."
     from datasets import Dataset
@@ -325,16 +326,16 @@ def encode_splits(dataset, tokenizer, max_length):
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #6ff9c86b
 @known_noise()
-def load_trainer(base, tokenizer, rows, run, settings, four_bit, report_to):
-    "The base and the trainer for a run's settings."
-    precision, steps = settings["precision"], settings["max_steps"]
+def load_trainer(base, tokenizer, rows, run, plan, four_bit, report_to):
+    "The base, and the trainer for a plan."
+    precision, steps = plan["precision"], plan["max_steps"]
     model = _load_base(base, precision)
     execution = choose_execution(model, precision, steps, four_bit)
-    lora = lora_config(settings["rank"], settings["alpha"], settings["dropout"])
-    config = sft_config(run, precision, steps, settings["learning_rate"], settings["batch_size"],
-                        settings["save_steps"], settings["seed"], report_to if is_main() else "none")
+    lora = lora_config(plan["rank"], plan["alpha"], plan["dropout"])
+    config = sft_config(run, precision, steps, plan["learning_rate"], plan["batch_size"],
+                        plan["save_steps"], plan["seed"], report_to if is_main() else "none")
     model = model if execution.four_bit else model.dequantize()
-    return build_trainer(model, tokenizer, *rows, lora, config, execution, settings["max_length"])
+    return build_trainer(model, tokenizer, *rows, lora, config, execution, plan["max_length"])
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #012016d0
 def _load_base(base, precision):
@@ -375,7 +376,7 @@ def save_adapter(
     where: Paths, # Where to write
     plan: dict, # Everything that determined the outcome
 ) -> dict: # The adapter's manifest
-    "Write log, plot and adapter."
+    "Write log, plot and adapter, and remove the checkpoints."
     log = _write_log(where.run, trainer.state.log_history)
     adapter = trainer.model.peft_config["default"]
     adapter.base_model_name_or_path, adapter.target_modules = plan["base"], sorted(adapter.target_modules)
@@ -391,6 +392,7 @@ def save_adapter(
     if best.best_metric:
         summary += f", on validation rows {best.best_metric:.3f} (step {best.best_global_step})"
     print(f"{summary}\ntrain: wrote {where.adapter}, log.csv and loss.png beside it")
+    remove_checkpoints(where.run)
     return manifest
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #db745d8a

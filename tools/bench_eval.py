@@ -3,15 +3,19 @@
     python tools/bench_eval.py --rows 1000
     python tools/bench_eval.py --make MODELS --tokenizer TOKENIZER
     python tools/bench_eval.py --model MODELS --k 1000 --out nbs/bench/eval.json
+    python tools/bench_eval.py --rows 0 --command WORKSPACE --base BASE --out nbs/bench/eval.json
 
 Run from the repository's root with PYTHONPATH set to it; nothing is downloaded. Rows and titles are made up: lengths of
 descriptions lognormal with a mean of about a hundred words, words drawn by Zipf's law. `--make` writes two models of
 TinyLlama-1.1B's shape with random weights to MODELS/base and MODELS/tuned. Such models never stop by themselves, so
 that every answer runs to the cap: the worst case. One-by-one generation is timed on a few titles in the same run.
+`--command` merges what `bench_train.py --cold WORKSPACE` trained and times the whole command amazon_ft_eval on two cores.
 """
 import json
 import os
 import shutil
+import subprocess
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 from time import perf_counter
@@ -116,6 +120,23 @@ def time_generation(folder: Path, k: int, one: int, max_new_tokens: int, batch_s
                 peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None)
 
 
+def time_command(base: str, root: Path, k: int, max_new_tokens: int) -> dict:
+    "Seconds of amazon_ft_eval in a process of its own, on two cores, and what it logs of its parts."
+    def run(module, name, *arguments):
+        command = [sys.executable, "-c", f"from amazon_ft.{module} import amazon_ft_{name} as f; f()",
+                   "--base", base, "--root", str(root), *arguments]
+        start = perf_counter()
+        subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        return round(perf_counter() - start, 1)
+    merge = run("merge", "merge", "--decoding", "greedy")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:2])
+    seconds = run("evaluate", "eval", "--k", str(k), "--max_new_tokens", str(max_new_tokens))
+    again = run("evaluate", "eval", "--k", str(k), "--max_new_tokens", str(max_new_tokens))
+    os.sched_setaffinity(0, cores)
+    return dict(k=k, max_new_tokens=max_new_tokens, merge=merge, seconds=seconds, answers_known=again)
+
+
 def main():
     "Time what was asked for and print one JSON."
     parser = ArgumentParser(description=__doc__.splitlines()[0])
@@ -124,6 +145,8 @@ def main():
     parser.add_argument("--make", type=Path, help="folder to write two models with random weights to, and end")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer that they get")
     parser.add_argument("--model", type=Path, help="folder made by --make: time generation with its models")
+    parser.add_argument("--command", type=Path, help="workspace of `bench_train.py --cold`: time amazon_ft_eval on it")
+    parser.add_argument("--base", help="the base that was trained there, for --command")
     parser.add_argument("--k", type=int, default=1000, help="titles to describe")
     parser.add_argument("--one", type=int, default=20, help="titles to describe one by one")
     parser.add_argument("--max_new_tokens", type=int, default=256)
@@ -134,7 +157,9 @@ def main():
         make_models(args.make, args.tokenizer)
         if not args.model:
             return
-    found = dict(hardware=hardware(), versions=versions()) if args.model else {}
+    found = dict(hardware=hardware(), versions=versions()) if args.model or args.command else {}
+    if args.command:
+        found["command"] = time_command(args.base, args.command, args.k, args.max_new_tokens)
     if args.rows:
         found["scoring"] = dict(rows=args.rows, hardware=f"CPU, {os.cpu_count()} cores",
                                 seconds=time_scoring(args.rows, args.repeats))

@@ -262,10 +262,10 @@ def cold(model, root, out):
         return " ".join(rng.choices(words, k=max(2, round(tokens / 1.47))))
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "made_up.jsonl", "w") as file:
-        for i in range(10_400):
+        for i in range(11_500):
             title, content = text(rng.uniform(5, 28)), text(rng.lognormvariate(4.8122, .874))
             print(json.dumps(dict(uid=str(i), title=title, content=content)), file=file)
-    prepare(str(root / "made_up.jsonl"), n_train=10_000, n_valid=100, n_test=100, root=str(root))
+    prepare(str(root / "made_up.jsonl"), n_train=10_000, n_valid=100, n_test=1_000, root=str(root))
     command = [sys.executable, "-c", "from amazon_ft.train import amazon_ft_train; amazon_ft_train()",
                "--base", str(model), "--root", str(root), "--max_steps", "600", "--save_steps", "0"]
     start = time.perf_counter()
