@@ -38,7 +38,7 @@ def describe(
     titles: list, # Product titles
     question: str = QUESTION, # What the shopper asks
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
-    rules: dict = None, # Of decoding, as arguments of generation_config (default: the model's own, see model_rules)
+    rules: dict = None, # Decoding rules, as arguments of generation_config (default: the model's own, see model_rules)
 ) -> list: # A description for each title
     "Descriptions of products by one model."
     loaded, tokenizer = _load(model, _written(model))
@@ -128,14 +128,14 @@ WRITERS = {".csv": _csv, ".parquet": _parquet,
 def without_formulas(
     table, # A DataFrame of texts
 ):
-    "A table whose cells no spreadsheet takes for formulas."
+    "A table without cells that a spreadsheet would run as formulas."
     return table.map(lambda cell: f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell)
 
 # %% ../nbs/04_demo_inference.ipynb #785c44e4
 PART_ROWS = 256
 
 def _part_rows(n):
-    "How many of `n` titles a part holds: on a GPU, which wants company, a quarter of them up to 4,096."
+    "Rows in a part: on a GPU, which is fastest with many at once, a quarter of all `n`, up to 4,096."
     import torch
     return ceil(n / (4 * ceil(n / (4 * 4096)))) if n and torch.cuda.is_available() else PART_ROWS
 
@@ -201,12 +201,12 @@ def generate_catalogue(
     title_column: str = "title", # The column that holds the titles
     column: str = DESCRIPTION, # The column to add
     question: str = QUESTION, # What the shopper asks
-    encoding: str = "utf-8", # Of the source; the output is UTF-8
+    encoding: str = "utf-8", # Encoding of the source; the output is UTF-8
     max_new_tokens: int = 256, # Cap on a description's length, in tokens
     no_formulas: bool = False, # Put ' before cells that a spreadsheet would run: those that begin with = + - or @
     ray: bool = False, # On Ray: `source` may be a folder, a pattern or an address, `out` is a folder of Parquet files
-    ray_address: str = None, # Of a running cluster (default: $RAY_ADDRESS, or this machine alone)
-    actors: int = None, # Models at work on Ray (default: one a GPU, or one a machine where there is no GPU)
+    ray_address: str = None, # Address of a running cluster (default: $RAY_ADDRESS, or this machine alone)
+    actors: int = None, # Number of models at work on Ray (default: one per GPU, or one per machine without GPUs)
     block_rows: int = 4096, # Rows that an actor takes at a time
 ):
     "Write a description for every product of a catalogue; rows without a title get an empty one."
@@ -235,7 +235,7 @@ def _writing(out):
         return nullcontext()
     lock = out.with_name(f".{out.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    lock.touch() # which says so if the place is read-only
+    lock.touch() # raises an error if the place is read-only
     return file_lock(lock, f"writing {out}")
 
 # %% ../nbs/04_demo_inference.ipynb #92766de9
@@ -309,8 +309,8 @@ def stream(
     title: str, # A product's title
     question: str = QUESTION, # What the shopper asks
     max_new_tokens: int = 256, # Cap on the description's length, in tokens
-    rules: dict = None, # Of decoding, as arguments of generation_config (default: the model's own, see model_rules)
-    seed: int = 42, # Of the draw
+    rules: dict = None, # Decoding rules, as arguments of generation_config (default: the model's own, see model_rules)
+    seed: int = 42, # Seed of the sampling
 ):
     "Yield an `Answer` for each new word, the last one whole."
     rules = model_rules(model) if rules is None else rules
@@ -333,7 +333,7 @@ def marked(
     title: str, # The title it was written for
     question: str = QUESTION, # The question it answers
 ) -> list: # Pairs of a piece of the text and its kind of specific; `None` for plain text
-    "`text` in pieces, with the specifics that title and question do not support apart."
+    "A text cut into pieces, so that each specific without support in title or question stands alone."
     pieces, at = [], 0
     for specific in unsupported(text, title, question):
         pieces += [(text[at:specific.start], None), (specific.text, specific.kind)]

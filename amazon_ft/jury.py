@@ -46,7 +46,7 @@ def open_votes(
     except sqlite3.DatabaseError as error:
         if type(error) is not sqlite3.DatabaseError: # locked, full or read-only: the votes themselves are sound
             raise
-        raise Damaged(f"{file} is damaged ({error}); restore it from a copy, or move it away and vote anew") from error
+        raise Damaged(f"{file} is damaged ({error}); restore it from a copy, or move it away and start over") from error
 
 # %% ../nbs/04a_jury.ipynb #df247849
 def _votes_file(examples):
@@ -143,7 +143,7 @@ def preference(
 
 # %% ../nbs/04a_jury.ipynb #ac145d20
 def _tally(found):
-    "Wins, losses and ties, and what they rest on."
+    "Wins, losses and ties, with the number of votes and raters."
     plural = lambda n, word: f"{n} {word}{'s' * (n != 1)}"
     share = "; of those decided, {rate:.0%} [{low:.0%}, {high:.0%}]".format(**found) if "rate" in found else ""
     basis = f"{plural(found['votes'], 'vote')} by {plural(found['raters'], 'rater')}"

@@ -88,7 +88,7 @@ def hub_card(
 
 # %% ../nbs/09_publish.ipynb #e4de4155
 def _push_trouble(error):
-    "What is wrong with an upload, and what to do."
+    "Why an upload failed, and the next step."
     from huggingface_hub import constants, errors
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401 or isinstance(error, errors.LocalTokenNotFoundError):
@@ -132,7 +132,7 @@ def _repository(repo_id, public):
 
 # %% ../nbs/09_publish.ipynb #37fff847
 def _folders(where, what):
-    "What to send: folders, their place in the repository, and the files to take."
+    "The folders to send, their place in the repository, and the files to take."
     merged = (where.merged, "", None)
     return {"merged": [merged], "both": [merged, (where.adapter, "adapter", None)],
             "adapter": [(where.merged, "", ["evaluation.png"]), (where.adapter, "", None)]}[what]

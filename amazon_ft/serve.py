@@ -57,7 +57,7 @@ CONVERTER = "convert it with llama.cpp's convert_hf_to_gguf.py"
 def pre_tokenizer(
     tokenizer, # From load_tokenizer
 ) -> str: # `gpt-2`, `smollm`, or None for a SentencePiece tokenizer, which splits nothing
-    "llama.cpp's name for the way a tokenizer splits text; raises `UserError` if this page knows none."
+    "llama.cpp's name for the way a tokenizer splits text; raises `UserError` if this export has no rule for it."
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     if parts["model"].get("byte_fallback"):
         return None
@@ -149,10 +149,15 @@ def _add_weights(writer, model, quant):
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)),
                           gguf.quants.quantize(array, kind) if matrix else array, raw_dtype=kind if matrix else None)
 
+# %% ../nbs/09a_serve.ipynb #d2ba3113
+def _rules(folder):
+    "The decoding rules that a model folder carries."
+    return read_json(Path(folder) / "generation_config.json", "run amazon_ft_merge again")
+
 # %% ../nbs/09a_serve.ipynb #b4aad410
 RULES = dict(temperature="temperature", top_p="top_p", top_k="top_k", min_p="min_p",
              repetition_penalty="repeat_penalty")
-ELSEWHERE = ("no_repeat_ngram_size", "exponential_decay_length_penalty") # rules that llama.cpp has no counterpart to
+ELSEWHERE = ("no_repeat_ngram_size", "exponential_decay_length_penalty") # rules without a counterpart in llama.cpp
 
 def sampling(
     rules: dict, # The content of a generation_config.json
@@ -225,11 +230,6 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     os.replace(partial, out)
-
-# %% ../nbs/09a_serve.ipynb #d2ba3113
-def _rules(folder):
-    "The decoding rules that a model folder carries."
-    return read_json(Path(folder) / "generation_config.json", "run amazon_ft_merge again")
 
 # %% ../nbs/09a_serve.ipynb #b03d2417
 def modelfile(
