@@ -322,7 +322,7 @@ def encode_splits(dataset, tokenizer, max_length):
             print(f"train: {left} {split} rows left out because their prompt alone fills {max_length} tokens")
         columns = {"row": keep} | {name: [column[i] for i in keep] for name, column in columns.items()}
         encoded[split] = Dataset.from_dict(columns)
-    return encoded["train"], encoded["validation"].take(VALIDATION_ROWS)
+    return encoded["train"], encoded["validation"].take(min(VALIDATION_ROWS, len(encoded["validation"])))
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #6ff9c86b
 @known_noise()
