@@ -176,7 +176,8 @@ def versions() -> dict: # Name to version, of the installed ones
 def hardware() -> str: # For instance `NVIDIA H200` or `CPU, 2 threads`
     "The hardware that a number was measured on, for manifests."
     import torch
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads} thread{'s' * (threads > 1)}"
 
 # %% ../nbs/00c_artefacts.ipynb #3a5c6881
 def write_manifest(
