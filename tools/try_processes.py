@@ -31,8 +31,6 @@ def options(settings: dict) -> list:
 def command(case: str, root: Path):
     "amazon_ft_train as typed, for a workspace of its own."
     from amazon_ft.train import amazon_ft_train
-    if not root.exists():
-        shutil.copytree(root.parent / "prepared", root)
     sys.argv = ["amazon_ft_train", "--base", "tiny", "--root", str(root), *options(RUNS[case])]
     with patch("amazon_ft.train.VALIDATION_ROWS", 6):
         amazon_ft_train()
@@ -99,7 +97,10 @@ def worker(job: str, folder: Path):
 
 
 def start(job: str, folder: Path):
-    "A job in the number of processes that its name ends with."
+    "A job in the number of processes that its name ends with; workspaces are there before the processes start."
+    new = {"undisturbed": [f"{case}_{job[-1]}" for case in RUNS], "stopped": ["stopped"], "killed": ["killed"]}
+    for root in new.get(job.split("_")[0], []):
+        shutil.copytree(folder / "prepared", folder / root)
     launcher = [] if job.endswith("1") else [
         "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", job[-1]]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}

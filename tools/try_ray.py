@@ -128,7 +128,7 @@ def main():
         with started([*on_ray, out], out, 2) as (process, log):
             process.send_signal(signal.SIGINT)
             said = ended(process, log)
-        check("an interrupted run says so", "exit code 130" in said and "the same command goes on" in said, said)
+        check("an interrupted run says so", "exit code 130" in said and "run the same command again" in said, said)
         before = len(list(out.glob("0*.parquet")))
         said = run(*on_ray, out)
         check("its successor does the rest", f"{before} of them from before" in said and before > 1, said)
