@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENTITY', 'COMMENT', 'BLOCK', 'INLINE', 'CONTROL', 'RESIDUE', 'GLUED', 'RULES', 'SPACELESS', 'PUNCTUATION', 'WORD',
-           'SHARED', 'MARK', 'SENTENCE_END', 'IN_TITLE', 'MIN_WORDS', 'RULES_VERSION', 'unescape', 'drop_tags',
-           'drop_controls', 'drop_residue', 'split_glued', 'fold_space', 'clean', 'clean_all', 'words', 'marked',
-           'shared_sentences', 'drop_shared', 'repeats_title', 'teaches_nothing', 'tidy']
+           'SHARED', 'MARK', 'SENTENCE_END', 'IN_TITLE', 'TOO_SHORT', 'MIN_WORDS', 'RULES_VERSION', 'unescape',
+           'drop_tags', 'drop_controls', 'drop_residue', 'split_glued', 'fold_space', 'clean', 'clean_all', 'words',
+           'marked', 'shared_sentences', 'drop_shared', 'repeats_title', 'teaches_nothing', 'tidy']
 
 # %% ../nbs/01c_cleaning.ipynb #a5050391
 import html
@@ -192,6 +192,7 @@ def repeats_title(
     return bool(description) and sum(map(set(title).__contains__, description)) >= IN_TITLE * len(description)
 
 # %% ../nbs/01c_cleaning.ipynb #91913802
+TOO_SHORT = "fewer than {} words"
 MIN_WORDS = 20
 
 # %% ../nbs/01c_cleaning.ipynb #63a7d9c9
@@ -203,7 +204,7 @@ def teaches_nothing(
     "Why a model should not learn from a row."
     if repeats_title(title, description):
         return "only repeats its title"
-    return f"fewer than {min_words} words" if len(description) < min_words else None
+    return TOO_SHORT.format(min_words) if len(description) < min_words else None
 
 # %% ../nbs/01c_cleaning.ipynb #8778b06c
 def tidy(

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from .artefacts import MANIFEST, atomic_dir, atomic_write, digest, find_manifest, stage_lock, write_manifest
 from .catalogue import Record, Tally, read_rows
-from .cleaning import MIN_WORDS, PUNCTUATION, RULES, RULES_VERSION, clean_all, shared_sentences, tidy
+from .cleaning import MIN_WORDS, PUNCTUATION, RULES, RULES_VERSION, TOO_SHORT, clean_all, shared_sentences, tidy
 from .core import (QUESTION, UserError, check_arguments, command, input_text, paths, prompt_format,
                             target_text, wording, wordings, workspace)
 from .files import check_encoding, find_files
@@ -343,7 +343,7 @@ def _summary(manifest):
              f"skipped  {_listed(counts['skipped'])}; {counts['repeated']:,} repeated",
              f"bad      {_listed(counts['bad'])}", f"dropped  {_listed(counts['dropped'])}",
              f"kept     {_listed(counts['kept'])}" + (", texts verbatim" if wish["no_clean"] else "")]
-    if counts["dropped"].get(f"fewer than {wish['min_words']} words", 0) > counts["sampled"] / 2:
+    if counts["dropped"].get(TOO_SHORT.format(wish["min_words"]), 0) > counts["sampled"] / 2:
         lines.append(f"short    most descriptions have fewer than {wish['min_words']} words; keep more with a lower "
                      "--min_words")
     if manifest["shared_sentences"]:
