@@ -107,8 +107,9 @@ def win_rate(
     examples: Path, # File of examples (.jsonl)
 ) -> dict: # `votes`, `raters`, `wins`, `losses`, `ties`; `rate`, `low`, `high` if any is decided; the same in `repeat`
     "How often readers prefer the tuned model, with the 95% Wilson interval; `repeat` leaves out raters of one vote."
-    cast, pairs = [], rating_pairs(examples)
+    cast = []
     if _votes_file(examples).exists():
+        pairs = rating_pairs(examples)
         with open_votes(examples) as votes:
             rows = votes.execute("SELECT rater, pair, preferred FROM votes")
             cast = [(rater, preferred) for rater, pair, preferred in rows if pair in pairs]

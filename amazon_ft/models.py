@@ -353,7 +353,9 @@ def load_model(
         kwargs["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     if four_bit:
         kwargs["quantization_config"] = nf4_config(precision)
-    model = keep_trainable_on_cpu(_load(AutoModelForCausalLM, base, **kwargs)).eval()
+    model = _load(AutoModelForCausalLM, base, **kwargs).eval()
+    if four_bit:
+        keep_trainable_on_cpu(model)
     model.generation_config = GenerationConfig()
     return model
 
