@@ -15,6 +15,7 @@ from math import ceil
 
 from .core import *
 from .models import *
+from .slots import any_shape
 
 # %% ../nbs/03a_measures.ipynb #16ae2c38
 def lcs_length(
@@ -219,7 +220,7 @@ def likelihood(
     ids = list(map(torch.tensor, encoded["input_ids"]))
     found = [dict(reference_tokens=float("nan"), nll_token=float("nan"), nll_char=float("nan")) for _ in ids]
     for batch in length_batches(list(map(len, ids)), len(ids), LIKELIHOOD_TOKENS):
-        with torch.inference_mode():
+        with torch.inference_mode(), any_shape():
             logits = model(pad_sequence([ids[i] for i in batch], batch_first=True).to(model.device)).logits
         for i, given in zip(batch, logits):
             start = encoded["labels"][i].count(-100)

@@ -2,10 +2,11 @@
 
     python tools/bench_generate.py --tokenizer FOLDER --what ours,theirs,profile --out nbs/bench/generate.json
     python tools/bench_generate.py --real FOLDER --out nbs/bench/generate.json
+    CUDA_VISIBLE_DEVICES= taskset -c 0,1 python tools/bench_generate.py --tokenizer FOLDER --what cpu
 
 Run from the repository's root with PYTHONPATH set to it, on a machine with a GPU; nothing is downloaded. Speed: a model
-of TinyLlama-1.1B's shape with random weights in float16, made-up titles, and drawn lengths in place of real ones, since
-such a model never stops by itself. Agreement: a real chat model's folder.
+of TinyLlama-1.1B's shape with random weights in float16 (on a CPU SmolLM2-135M's, in float32), made-up titles, and drawn
+lengths in place of real ones, since such a model never stops by itself. Agreement: a real chat model's folder.
 """
 import json
 import random
@@ -51,15 +52,17 @@ def random_model(**changes):
     shape = dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
                  num_key_value_heads=4, vocab_size=32_000, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2,
                  pad_token_id=2)
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(LlamaConfig(**shape | changes)).half().eval()
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(LlamaConfig(**shape | changes)).eval()
+    model = model.half() if model.device.type == "cuda" else model
     model.generation_config.eos_token_id = None
     return model
 
 
 def now() -> float:
-    "Seconds, when the GPU has nothing left to do."
-    torch.cuda.synchronize()
+    "Seconds, when the GPU, if there is one, has nothing left to do."
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return perf_counter()
 
 
@@ -69,7 +72,8 @@ def timed(found: dict, name: str, work, limit: int = 150):
         raise TimeoutError(f"stopped after {limit} s")
     signal.signal(signal.SIGALRM, late)
     signal.alarm(limit)
-    torch.cuda.reset_peak_memory_stats()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     start = now()
     try:
         tokens = work()
@@ -99,7 +103,7 @@ def like_a_t4():
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(15 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     with (patch.object(engine, "attention_kernel", lambda *_: None),
-          patch.object(decoding_step, "_kernels", kernels), kernels()):
+          patch.object(decoding_step, "any_shape", kernels), kernels()):
         yield
     torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -109,7 +113,7 @@ def batches(model, tokenizer, prompts: list, rows: int, cap: int = CAP, **kwargs
     prompts = sorted(prompts, key=len, reverse=True)
     for start in range(0, len(prompts), rows):
         encoded = tokenizer.pad({"input_ids": prompts[start:start + rows]}, padding_side="left", return_tensors="pt")
-        model.generate(**encoded.to("cuda"), max_new_tokens=cap, do_sample=False,
+        model.generate(**encoded.to(model.device), max_new_tokens=cap, do_sample=False,
                        pad_token_id=tokenizer.pad_token_id, **kwargs)
     return len(prompts) * cap
 
@@ -159,6 +163,21 @@ def theirs(model, tokenizer, found: dict):
     for name in ("first", "again"):
         timed(found, f"transformers, static cache, flex attention, 512 x 64, {name}",
               lambda: batches(model, tokenizer, prompts[:512], 512, 64, cache_implementation="static"), 80)
+
+
+def on_cpu(model, tokenizer, found: dict, n: int = 96):
+    "Slots and left-padded batches of the same size on a CPU, in turn; a batch runs until its longest text ends."
+    rows, chats, caps = batch_rows(), make_chats(n), real_lengths(n)
+    prompts = token_ids(tokenizer, chats)
+    longest_first = sorted(range(n), key=lambda i: -len(prompts[i]))
+    def padded():
+        for start in range(0, n, rows):
+            batch = longest_first[start:start + rows]
+            batches(model, tokenizer, [prompts[i] for i in batch], rows, max(caps[i] for i in batch))
+        return sum(caps)
+    for turn in ("first", "again"):
+        timed(found, f"CPU, slots, {n} real lengths, {turn}", lambda: describe(model, tokenizer, chats, caps), 600)
+        timed(found, f"CPU, left-padded batches, {n} real lengths, {turn}", padded, 600)
 
 
 def profiled(model, tokenizer, found: dict):
@@ -257,9 +276,12 @@ def main():
         agreement(args.real, found)
     else:
         from transformers import AutoTokenizer
-        model, tokenizer = random_model(), AutoTokenizer.from_pretrained(args.tokenizer)
+        small = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+                     num_key_value_heads=3, tie_word_embeddings=True)
+        model = random_model() if torch.cuda.is_available() else random_model(**small)
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
         for name in args.what.split(","):
-            {"ours": ours, "theirs": theirs, "profile": profiled}[name](model, tokenizer, found)
+            {"ours": ours, "theirs": theirs, "profile": profiled, "cpu": on_cpu}[name](model, tokenizer, found)
             torch.cuda.empty_cache()
     if args.out:
         before = json.loads(args.out.read_text()) if args.out.exists() else {}
