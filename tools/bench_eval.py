@@ -23,7 +23,7 @@ from time import perf_counter
 import numpy as np
 
 from amazon_ft.artefacts import hardware, versions
-from amazon_ft.core import chat, target_text
+from amazon_ft.core import chat, target_text, without_prefix
 from amazon_ft.generate import batch_rows, generate
 from amazon_ft.models import load_model, load_tokenizer
 
@@ -40,6 +40,7 @@ def time_scoring(rows: int, repeats: int) -> dict:
     "Seconds for all measures and statistics of seven systems, as `evaluate` takes them; the best of some repeats."
     import pandas as pd
     from amazon_ft.evaluate import measure, nearest_titles, summarise
+    from amazon_ft.measures import memorised
     from amazon_ft.report import conclusions, plot_evaluation, report
     references, training = make_texts(rows, 105, 0), make_texts(10_000, 105, 1)
     titles, known = make_texts(rows, 9, 2), make_texts(10_000, 9, 3)
@@ -61,7 +62,9 @@ def time_scoring(rows: int, repeats: int) -> dict:
         marks = {"start": perf_counter()}
         nearest_titles(titles, known)
         marks["nearest_titles"] = perf_counter()
-        measured = measure(table, training)
+        measured = measure(table)
+        texts = list(map(without_prefix, measured["prediction"]))
+        measured["memorised"] = memorised(texts, training)
         marks["measure"] = perf_counter()
         metrics = summarise(measured) | dict(
             k=rows, base="bench", references_beyond_cap=0.2, hardware="", data="", merged_identity="", seed=0,
