@@ -24,13 +24,13 @@ from .core import *
 # %% ../nbs/00c_artefacts.ipynb #25ac45a0
 def atomic_write(
     path: Path, # Destination; its folder is made if needed
-    text: str, # All of the new content, written as UTF-8
+    content, # All of it: bytes, or text, which is written as UTF-8
 ):
-    "Write a text file whole or not at all."
+    "Write a file whole or not at all."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(text.encode())
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     _sync(partial)
     os.replace(partial, path)
 

@@ -68,7 +68,12 @@ def blocks(
     done: set, # Names of finished blocks
 ):
     "Yield the blocks of a file that are not finished: `name`, and `rows` as Parquet."
-    with _local(fs, file["path"]) as path:
+    from pyarrow.fs import LocalFileSystem, copy_files
+    with TemporaryDirectory() as folder:
+        path = file["path"]
+        if not isinstance(fs, LocalFileSystem):
+            path = f"{folder}/{Path(path).name}"
+            copy_files(file["path"], path, source_filesystem=fs, destination_filesystem=LocalFileSystem())
         table = read(path)
     if not table.columns.is_unique:
         raise UserError(f"{file['path']}: two columns have the same name, which Parquet cannot hold")
@@ -76,17 +81,6 @@ def blocks(
         name = f"{file['number']:05}-{start:09}.parquet"
         if name not in done:
             yield dict(name=name, rows=table[start:start + rows].to_parquet(index=False))
-
-# %% ../nbs/04c_ray.ipynb #ra000016
-@contextmanager
-def _local(fs, path):
-    "The local path of a file, which is fetched from an object store if need be."
-    from pyarrow.fs import LocalFileSystem, copy_files
-    with TemporaryDirectory() as folder:
-        copy = path if isinstance(fs, LocalFileSystem) else f"{folder}/{Path(path).name}"
-        if copy != path:
-            copy_files(path, copy, source_filesystem=fs, destination_filesystem=LocalFileSystem())
-        yield copy
 
 # %% ../nbs/04c_ray.ipynb #ra000020
 class Worker:

@@ -47,25 +47,20 @@ def without_prefix(
     "`text` without the prefix that it should begin with."
     return text.removeprefix(PREFIX.strip()).strip()
 
-# %% ../nbs/00_core.ipynb #424e617b
-def _asked(text):
-    "A chat of one user's turn."
-    return [{"role": "user", "content": text}]
-
 # %% ../nbs/00_core.ipynb #0c84ea38
 def chat(
     title: str, # The product's title
     question: str = QUESTION, # What the shopper asks
 ) -> list: # One message: the user's turn
     "The prompt as a chat that has yet to be answered."
-    return _asked(input_text(title, question))
+    return [{"role": "user", "content": input_text(title, question)}]
 
 # %% ../nbs/00_core.ipynb #22bde1fc
 def chats(
     rows, # Prepared rows: a `Dataset`, or a dict of lists, with `input_text`
 ) -> list: # A chat for each row, yet to be answered
     "The prompts of prepared rows."
-    return [_asked(text) for text in rows["input_text"]]
+    return [[{"role": "user", "content": text}] for text in rows["input_text"]]
 
 # %% ../nbs/00_core.ipynb #4a6f188a
 def answered(

@@ -21,8 +21,7 @@ from fastcore.basics import patch
 from .artefacts import MANIFEST, atomic_dir, atomic_write, digest, find_manifest, stage_lock, write_manifest
 from .catalogue import Record, Tally, read_rows
 from .cleaning import MIN_WORDS, PUNCTUATION, RULES, RULES_VERSION, TOO_SHORT, clean_all, shared_sentences, tidy
-from .core import (QUESTION, UserError, check_arguments, command, input_text, paths, prompt_format,
-                            target_text, wording, wordings, workspace)
+from .core import *
 from .files import check_encoding, find_files
 
 # %% ../nbs/01_prepare_dataset.ipynb #d066

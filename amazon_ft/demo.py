@@ -9,12 +9,10 @@ __all__ = ['WRITERS', 'PART_ROWS', 'DESCRIPTION', 'amazon_ft_generate', 'describ
 # %% ../nbs/04_demo_inference.ipynb #43bfe99f
 import csv
 import json
-import os
 import shutil
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from hashlib import sha256
-from io import BytesIO
 from math import ceil
 from pathlib import Path
 from time import perf_counter
@@ -92,12 +90,7 @@ def write_catalogue(
     "Write a catalogue whole or not at all; raises `UserError` for another ending."
     out = Path(out)
     _check_format(table, out)
-    partial = out.with_name(f".{out.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(WRITERS[out.suffix](table))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, out)
+    atomic_write(out, WRITERS[out.suffix](table))
 
 # %% ../nbs/04_demo_inference.ipynb #39377e5e
 def _check_format(table, out):
@@ -111,18 +104,11 @@ def _check_format(table, out):
 def _csv(table):
     "A table as CSV; all cells are quoted where one holds a carriage return, which would end its row otherwise."
     returns = any("\r" in cell for row in [table.columns, *table.values] for cell in row)
-    return table.to_csv(index=False, quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL).encode()
-
-# %% ../nbs/04_demo_inference.ipynb #6e7bef61
-def _parquet(table):
-    "A table as Parquet."
-    file = BytesIO()
-    table.to_parquet(file, index=False)
-    return file.getvalue()
+    return table.to_csv(index=False, quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
 
 # %% ../nbs/04_demo_inference.ipynb #83c5603d
-WRITERS = {".csv": _csv, ".parquet": _parquet,
-           ".jsonl": lambda table: table.to_json(orient="records", lines=True, force_ascii=False).encode()}
+WRITERS = {".csv": _csv, ".parquet": lambda table: table.to_parquet(index=False),
+           ".jsonl": lambda table: table.to_json(orient="records", lines=True, force_ascii=False)}
 
 # %% ../nbs/04_demo_inference.ipynb #db7225b6
 def without_formulas(
@@ -141,13 +127,12 @@ def _part_rows(n):
 
 # %% ../nbs/04_demo_inference.ipynb #f8f647cc
 def _claim_parts(folder, plan):
-    "The folder of finished parts, emptied unless it belongs to this very plan."
+    "Make a folder the one of finished parts; it is emptied unless it belongs to this very plan."
     file = folder / "plan.json"
     if _kept(file) != plan:
         if folder.exists():
             shutil.rmtree(folder)
         _keep(file, plan)
-    return folder
 
 # %% ../nbs/04_demo_inference.ipynb #6c0b5d6e
 def _keep(file, content):
@@ -168,6 +153,7 @@ def _kept(file):
 # %% ../nbs/04_demo_inference.ipynb #ccf0e2be
 def _describe_part(model, titles, question, max_new_tokens, rules):
     "A description for each title; equal titles are asked once, empty ones not at all."
+    titles = [title.strip() for title in titles]
     distinct = [title for title in dict.fromkeys(titles) if title]
     known = dict(zip(distinct, describe(model, distinct, question, max_new_tokens, rules))) if distinct else {}
     return [known.get(title, "") for title in titles]
@@ -228,16 +214,6 @@ def _plan(asked, model, encoding):
     "Everything that decides the descriptions, apart from the source."
     return asked | dict(model=identity(model), encoding=encoding, decoding=model_rules(model), format=prompt_format())
 
-# %% ../nbs/04_demo_inference.ipynb #17e63981
-def _writing(out):
-    "The lock of an output, which the main process holds for all."
-    if not is_main():
-        return nullcontext()
-    lock = out.with_name(f".{out.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    lock.touch() # raises an error if the place is read-only
-    return file_lock(lock, f"writing {out}")
-
 # %% ../nbs/04_demo_inference.ipynb #92766de9
 def _checked_source(read, source, out, column):
     "A catalogue and its file; raises `UserError` if `out` or `column` would overwrite something, or cannot be written."
@@ -255,20 +231,16 @@ def _checked_source(read, source, out, column):
 # %% ../nbs/04_demo_inference.ipynb #54d9ef2e
 def _describe_to_file(table, out, model, plan, column, no_formulas):
     "Describe a catalogue in parts, and write it."
-    titles = _titles(table, plan["title_column"])
+    parts, lock = (out.with_name(f".{out.name}.{kind}") for kind in ("parts", "lock"))
     asked = [plan[name] for name in ("question", "max_new_tokens", "decoding")]
-    with _writing(out):
-        parts = Path(from_main(lambda: str(_claim_parts(out.with_name(f".{out.name}.parts"), plan))))
-        described = _describe_in_parts(parts, plan["part_rows"], model, titles, *asked)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(lock, f"writing {out}") if is_main() else nullcontext():
+        from_main(_claim_parts, parts, plan)
+        described = _describe_in_parts(parts, plan["part_rows"], model, list(table[plan["title_column"]]), *asked)
         if is_main():
             write_catalogue(_add_column(table, column, described, no_formulas), out)
             shutil.rmtree(parts)
             print(f"generate: wrote {out}, {sum(map(bool, described))} of {len(described)} rows described")
-
-# %% ../nbs/04_demo_inference.ipynb #8cc42f80
-def _titles(table, column):
-    "The titles of a catalogue, without spaces around them."
-    return list(table[column].str.strip())
 
 # %% ../nbs/04_demo_inference.ipynb #bba6d9fc
 def _add_column(table, column, texts, no_formulas):
@@ -281,7 +253,7 @@ def _describe_table(table, model, title_column, question, max_new_tokens, decodi
     "A block of a catalogue with its descriptions."
     if column in table:
         raise UserError(f"the source has a column {column!r} already; name the new one with --column")
-    described = _describe_part(model, _titles(table, title_column), question, max_new_tokens, decoding)
+    described = _describe_part(model, list(table[title_column]), question, max_new_tokens, decoding)
     return _add_column(table, column, described, no_formulas)
 
 # %% ../nbs/04_demo_inference.ipynb #eecacc54

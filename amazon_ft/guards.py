@@ -24,7 +24,8 @@ def _answering(blocks):
         try:
             return await process(*args, **kwargs)
         except UserError as error:
-            raise gr.Error(escape(_without_folders(str(error)), quote=False), print_exception=False) from error
+            said = re.sub(rf"{re.escape(gr.utils.get_upload_folder())}/\w+/", "", str(error))
+            raise gr.Error(escape(said, quote=False), print_exception=False) from error
     async def preprocess_data(block_fn, inputs, *args, **kwargs):
         expected, no_choice = len(block_fn.inputs), (gr.Dataset, type(None))
         if block_fn.fn is None or (len(inputs) != expected and not block_fn.cancels):
@@ -37,12 +38,6 @@ def _answering(blocks):
             said = error.message if isinstance(error, gr.Error) else "a value is of the wrong kind."
             raise UserError(f"{block_fn.api_name}: {said}") from error
     blocks.process_api, blocks.preprocess_data = process_api, preprocess_data
-
-# %% ../nbs/04d_guards.ipynb #2d9fd987
-def _without_folders(text):
-    "A message without the folders that Gradio keeps uploads in."
-    import gradio as gr
-    return re.sub(rf"{re.escape(gr.utils.get_upload_folder())}/\w+/", "", text)
 
 # %% ../nbs/04d_guards.ipynb #76e9ec2d
 VISITOR_JOBS = dict(questions=12, catalogues=2)

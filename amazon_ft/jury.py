@@ -17,7 +17,6 @@ from random import Random
 
 from .core import *
 from .artefacts import *
-from .models import *
 from .measures import by_system
 
 # %% ../nbs/04a_jury.ipynb #b07e36ee

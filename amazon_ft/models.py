@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOISE', 'LOG_NOISE', 'FILES', 'hardware_precision', 'inference_precision', 'torch_dtype', 'known_noise', 'locate',
-           'on_hub', 'fetch', 'identity', 'pinned', 'trained_base', 'merged_of', 'recommended', 'load_tokenizer',
-           'render', 'token_ids', 'encode', 'nf4_config', 'load_model', 'keep_trainable_on_cpu', 'plain_config',
-           'length_batches']
+           'on_hub', 'fetch', 'hub_errors', 'identity', 'pinned', 'trained_base', 'merged_of', 'recommended',
+           'load_tokenizer', 'render', 'token_ids', 'encode', 'nf4_config', 'load_model', 'keep_trainable_on_cpu',
+           'plain_config', 'length_batches']
 
 # %% ../nbs/00a_models.ipynb #37a6ce93
 import logging
@@ -15,7 +15,7 @@ import re
 import sys
 import warnings
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,14 +65,9 @@ LOG_NOISE = {
     "transformers.integrations.bitsandbytes": "The modules are dequantized in",
 }
 
-# %% ../nbs/00a_models.ipynb #015ac2c0
-def _is_news(record):
-    "Let all log records pass except those of `LOG_NOISE`."
-    return not record.getMessage().startswith(LOG_NOISE[record.name])
-
 # %% ../nbs/00a_models.ipynb #9791bf1e
-for _name in LOG_NOISE:
-    logging.getLogger(_name).addFilter(_is_news)
+for _name, _text in LOG_NOISE.items():
+    logging.getLogger(_name).addFilter(lambda record, text=_text: not record.getMessage().startswith(text))
 
 # %% ../nbs/00a_models.ipynb #27b91f84
 @contextmanager
@@ -128,23 +123,30 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 @lru_cache
 def _snapshot(name, revision):
     "A hub model's folder, resolved once a process, so that a commit in the middle of a run changes nothing."
-    from huggingface_hub import errors, snapshot_download
-    from huggingface_hub.utils import HFValidationError
-    try:
+    from huggingface_hub import snapshot_download
+    no_id = f"{name}: not a hub id ({{}}); give one such as {TINYLLAMA}, a folder, or tiny"
+    with hub_errors(name, partial(_hub_trouble, name, revision), no_id):
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=["*/*"]))
-    except HFValidationError as error:
-        raise UserError(f"{name}: not a hub id ({error}); give one such as {TINYLLAMA}, a folder, or tiny") from error
-    except (OSError, RuntimeError, _http_error()) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise # a full disk, say
-        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
-        raise UserError(f"{name}: {_hub_trouble(name, revision, cause)}") from error
 
 # %% ../nbs/00a_models.ipynb #9863932d
-def _http_error():
-    "The exception of a broken connection; the hub's library has changed its HTTP library before."
-    from huggingface_hub.errors import HfHubHTTPError
-    return HfHubHTTPError.__mro__[1]
+@contextmanager
+def hub_errors(
+    name: str, # A hub id
+    explain, # Function of an error: what is wrong, and the next step
+    no_id: str, # The message for a name that no hub id may have, with {} for the library's words
+):
+    "Turn the errors of huggingface_hub into `UserError`."
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    http_error = HfHubHTTPError.__mro__[1] # of a broken connection; the library has changed its HTTP library before
+    try:
+        yield
+    except HFValidationError as error:
+        raise UserError(no_id.replace("{}", str(error))) from error
+    except (OSError, RuntimeError, http_error) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise # a full disk, say
+        wrapped = isinstance(error, (RuntimeError, LocalEntryNotFoundError)) and error.__cause__
+        raise UserError(f"{name}: {explain(wrapped or error)}") from error
 
 # %% ../nbs/00a_models.ipynb #dd6c1ae1
 def _hub_trouble(name, revision, error):
@@ -221,8 +223,14 @@ def recommended(
 # %% ../nbs/00a_models.ipynb #3e5e6e09
 def _load(cls, base, **kwargs):
     "`cls.from_pretrained` on a base's files, without remote code; anything wrong with them is a `UserError`."
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     folder = fetch(base)
-    _check_architecture(base, folder)
+    config = read_json(folder / "config.json", "fetch the model again")
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        own = "brings Python code of its own, which is never run here" if "auto_map" in config else "is unknown to it"
+        raise UserError(f"{base}: transformers {version('transformers')} has no architecture {kind!r}, and the model "
+                        f"{own}; choose another base, or a newer transformers")
     try:
         return cls.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except Exception as error: # tokenizers, jinja and safetensors raise types of their own, and plain ones
@@ -231,17 +239,6 @@ def _load(cls, base, **kwargs):
         said = (str(error).splitlines() or [repr(error)])[0]
         raise UserError(f"{base}: its files cannot be loaded ({said}); fetch or copy the model again, or choose "
                         "another") from error
-
-# %% ../nbs/00a_models.ipynb #e3d6e4b9
-def _check_architecture(base, folder):
-    "Raise `UserError` for a model that transformers has no code for."
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    config = read_json(folder / "config.json", "fetch the model again")
-    kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        own = "brings Python code of its own, which is never run here" if "auto_map" in config else "is unknown to it"
-        raise UserError(f"{base}: transformers {version('transformers')} has no architecture {kind!r}, and the model "
-                        f"{own}; choose another base, or a newer transformers")
 
 # %% ../nbs/00a_models.ipynb #44a9baa1
 @known_noise()
@@ -268,14 +265,10 @@ def render(
     turns: list, # A chat; if it is unanswered, the text ends where the answer begins
 ) -> str:
     "A chat as the model reads it, in its own template, with no control token but the template's."
-    plain = [turn | {"content": _without_controls(tokenizer, turn["content"])} for turn in turns]
+    broken = lambda mark: f"{mark[0][0]} {mark[0][1:]}"
+    plain = [turn | {"content": _controls(tokenizer).sub(broken, turn["content"])} for turn in turns]
     return tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=turns[-1]["role"] == "user",
                                          enable_thinking=False, date_string="26 Jul 2024")
-
-# %% ../nbs/00a_models.ipynb #2f8b9e9d
-def _without_controls(tokenizer, text):
-    "`text` with a space inside everything that the tokenizer, or a template, takes for a control token."
-    return _controls(tokenizer).sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
 # %% ../nbs/00a_models.ipynb #a6ea1c0d
 @lru_cache(maxsize=8)

@@ -16,7 +16,6 @@ from textwrap import fill
 
 from .core import *
 from .artefacts import *
-from .models import *
 from .catalogue import read_catalogue
 from .decoding import model_rules, rules_text
 from .demo import before_after, generate_catalogue, marked, model_pair, stream
@@ -157,26 +156,22 @@ def _too_much():
     raise UserError(f"This page takes a plain CSV file of up to {CSV_ROWS:,} rows with titles of up to "
                     f"{TITLE_CHARS:,} characters; amazon_ft_generate takes larger and packed ones.")
 
-# %% ../nbs/04b_page.ipynb #4865fb6a
-def _catalogue(model, source, title_column, encoding, question):
-    "Yield the path of the described file, which Gradio copies before it asks for more."
-    check_upload(source)
-    question = checked(question, "question", QUESTION_CHARS)
-    titles = read_catalogue(source, title_column, encoding)[title_column]
-    if len(titles) > CSV_ROWS or max(map(len, titles), default=0) > TITLE_CHARS:
-        _too_much()
-    with TemporaryDirectory() as folder:
-        out = Path(folder) / "described.csv"
-        generate_catalogue(source, out, model=model, title_column=title_column, question=question, encoding=encoding)
-        yield str(out)
-
 # %% ../nbs/04b_page.ipynb #aaa64de6
 def _catalogue_tab(model):
     "A CSV file of titles to the same rows with descriptions."
     import gradio as gr
     def catalogue(source, title_column="title", encoding="utf-8", question=QUESTION,
                   progress=gr.Progress(track_tqdm=True)):
-        yield from _catalogue(model, source, title_column or "", encoding, question)
+        check_upload(source)
+        question, title_column = checked(question, "question", QUESTION_CHARS), title_column or ""
+        titles = read_catalogue(source, title_column, encoding)[title_column]
+        if len(titles) > CSV_ROWS or max(map(len, titles), default=0) > TITLE_CHARS:
+            _too_much()
+        with TemporaryDirectory() as folder:
+            out = Path(folder) / "described.csv"
+            generate_catalogue(source, out, model=model, title_column=title_column, question=question,
+                               encoding=encoding)
+            yield str(out) # Gradio copies the file before it asks for more
     source = gr.File(label="CSV file with a column of titles", file_types=[".csv", ".tsv"], elem_id="source")
     with gr.Row():
         column = gr.Textbox("title", label="Column of the titles")
@@ -203,7 +198,9 @@ def page(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     base = choose_base(base, root)
     models, (training, examples) = model_pair(base, root), _products(base, root)
-    _warm_up(models)
+    for model, _ in models.values(): # load everything that the first visitor would wait for
+        list(stream(model, "warm up", max_new_tokens=1))
+    nearest_titles(["warm up"], ["warm up"])
     import gradio as gr
     with gr.Blocks(title="amazon_ft", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(f"# amazon_ft\n{escape(base)} before and after training, on the same title.")
@@ -224,13 +221,6 @@ def _products(base, root):
         return None, []
     trained_on = read_manifest(paths(base, root).merged, "merge", "")["plan"]["data"]
     return (dataset["train"], dataset["test"]["title"][:4]) if prepared["data"] == trained_on else (None, [])
-
-# %% ../nbs/04b_page.ipynb #44f11c0a
-def _warm_up(models):
-    "Load everything that the first visitor would wait for."
-    for model, _ in models.values():
-        list(stream(model, "warm up", max_new_tokens=1))
-    nearest_titles(["warm up"], ["warm up"])
 
 # %% ../nbs/04b_page.ipynb #b3bbe529
 def serve(

@@ -12,7 +12,6 @@ from time import perf_counter
 
 from .core import *
 from .artefacts import hardware
-from .models import *
 from .data import prepare
 from .evaluate import evaluate
 from .merge import merge

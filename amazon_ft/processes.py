@@ -184,25 +184,19 @@ def add_up(
     tensor, # A tensor on this process's device, of one shape in all processes; replaced by the sum
 ):
     "Sum a tensor over all processes."
+    import torch
     import torch.distributed as dist
     if _Run.store is None:
         return
     try:
-        _meet()
+        if not dist.is_initialized():
+            device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+            store = dist.PrefixStore(f"sums {_Run.talks}", _Run.store)
+            dist.init_process_group("nccl" if device else "gloo", store=store, rank=rank(), world_size=world(),
+                                    timeout=timedelta(minutes=TIMEOUT_MIN), device_id=device)
         dist.all_reduce(tensor)
     except RuntimeError as error: # Gloo's errors have no type of their own
         raise UserError(ENDED) from error
-
-# %% ../nbs/00d_processes.ipynb #pr00000p
-def _meet():
-    "Open the channel for tensors, once."
-    import torch
-    import torch.distributed as dist
-    if dist.is_initialized():
-        return
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-    dist.init_process_group("nccl" if device else "gloo", store=dist.PrefixStore(f"sums {_Run.talks}", _Run.store),
-                            rank=rank(), world_size=world(), timeout=timedelta(minutes=TIMEOUT_MIN), device_id=device)
 
 # %% ../nbs/00d_processes.ipynb #pr00000t
 def launch_hint(

@@ -7,14 +7,12 @@ __all__ = ['ORIGIN', 'UNSETTLED', 'SETTLED', 'KINDS', 'amazon_ft_push', 'licence
 
 # %% ../nbs/09_publish.ipynb #be70f086
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 from .core import *
 from .artefacts import *
 from .models import *
 from .merge import card_titles
-from .models import _http_error
 
 # %% ../nbs/09_publish.ipynb #e6f1e804
 def licence(
@@ -103,21 +101,6 @@ def _push_trouble(error):
     return (f"the connection broke off, or the hub cannot be reached ({str(error).splitlines()[0] or error!r}); check "
             "the network and run the same command again; files that arrived are not sent again")
 
-# %% ../nbs/09_publish.ipynb #f8383d00
-@contextmanager
-def _sending(repo_id):
-    "Turn the hub library's errors into `UserError`."
-    from huggingface_hub.errors import HFValidationError
-    try:
-        yield
-    except HFValidationError as error:
-        raise UserError(f"--repo_id {repo_id}: {error}") from error
-    except (OSError, RuntimeError, _http_error()) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise # a file here that cannot be read, say
-        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        raise UserError(f"{repo_id}: {_push_trouble(cause)}") from error
-
 # %% ../nbs/09_publish.ipynb #119c012a
 KINDS = ("merged", "adapter", "both")
 
@@ -155,7 +138,7 @@ def push(
     plan = merged_of(where, base)[0]["plan"]
     if what != "merged":
         _check_adapter(where, plan)
-    with _sending(repo_id):
+    with hub_errors(repo_id, _push_trouble, f"--repo_id {repo_id}: {{}}"):
         card = hub_card(where, plan, "peft" if what == "adapter" else "transformers")
         url = _repository(repo_id, public)
         card.push_to_hub(url.repo_id)

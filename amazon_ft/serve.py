@@ -95,9 +95,9 @@ def _lead(tokenizer):
     "The space that a prompt must begin with in llama.cpp."
     return " " if space_prefix(tokenizer) == (True, False) else ""
 
-# %% ../nbs/09a_serve.ipynb #17c0d377
-def _add_vocabulary(writer, tokenizer, size):
-    "Write tokens, their kinds and the merges, or for SentencePiece their scores."
+# %% ../nbs/09a_serve.ipynb #34a76698
+def _add_tokenizer(writer, tokenizer, size):
+    "Write the tokenizer, its special tokens and the chat template, which alone decides about a BOS."
     pre, (tokens, kinds) = pre_tokenizer(tokenizer), token_kinds(tokenizer, size)
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_tokenizer_model("gpt2" if pre else "llama")
@@ -105,17 +105,13 @@ def _add_vocabulary(writer, tokenizer, size):
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     if pre:
-        return writer.add_token_merges([" ".join(pair) for pair in merges])
-    ranks = {}
-    for rank, pair in enumerate(merges):
-        ranks.setdefault("".join(pair), -float(rank))
-    writer.add_token_scores([ranks.get(token, -1e6) for token in tokens])
-    writer.add_add_space_prefix(space_prefix(tokenizer)[1])
-
-# %% ../nbs/09a_serve.ipynb #34a76698
-def _add_tokenizer(writer, tokenizer, size):
-    "Write the tokenizer, its special tokens and the chat template, which alone decides about a BOS."
-    _add_vocabulary(writer, tokenizer, size)
+        writer.add_token_merges([" ".join(pair) for pair in merges])
+    else: # SentencePiece knows scores in place of merges
+        ranks = {}
+        for rank, pair in enumerate(merges):
+            ranks.setdefault("".join(pair), -float(rank))
+        writer.add_token_scores([ranks.get(token, -1e6) for token in tokens])
+        writer.add_add_space_prefix(space_prefix(tokenizer)[1])
     for name in ("bos", "eos", "unk", "pad"):
         token = getattr(tokenizer, f"{name}_token_id")
         if token is not None:
