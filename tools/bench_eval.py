@@ -39,8 +39,9 @@ def make_texts(n: int, mean_words: int, seed: int):
 def time_scoring(rows: int, repeats: int) -> dict:
     "Seconds for all measures and statistics of seven systems, as `evaluate` takes them; the best of some repeats."
     import pandas as pd
-    from amazon_ft.evaluate import measure, nearest_titles, summarise
+    from amazon_ft.evaluate import nearest_titles, summarise
     from amazon_ft.measures import memorised
+    from amazon_ft.scoring import measure
     from amazon_ft.report import conclusions, plot_evaluation, report
     references, training = make_texts(rows, 105, 0), make_texts(10_000, 105, 1)
     titles, known = make_texts(rows, 9, 2), make_texts(10_000, 9, 3)
