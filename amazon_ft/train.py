@@ -166,8 +166,6 @@ def _run_callback():
             if is_main():
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 mark_checkpoint(folder, state.best_global_step or state.global_step)
-        def on_train_end(self, args, state, control, **kwargs):
-            self.bar.close()
     return RunCallback()
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #093007e9
@@ -229,12 +227,12 @@ def train(
         base = choose_base(base, root)
         where = paths(base, root)
         with stage_lock(where.root) if is_main() else nullcontext():
-            base, plan, found, manifest = from_main(_plan, base, revision, where, settings, epochs, overwrite)
-            return manifest or fine_tune(base, where, plan, found, four_bit, report_to)
+            base, plan, replace, manifest = from_main(_plan, base, revision, where, settings, epochs, overwrite)
+            return manifest or fine_tune(base, where, plan, replace, four_bit, report_to)
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #64a0a424
 def _plan(base, revision, where, settings, epochs, overwrite):
-    "The base at its commit, the plan, the plan found there, and the adapter's manifest if it has this plan."
+    "The base at its commit, the plan, whether it replaces another, and the adapter's manifest if it has this plan."
     dataset, prepared = load_prepared(where.root)
     if epochs is not None:
         settings["max_steps"] = ceil(epochs * len(dataset["train"]) / settings["batch_size"])
@@ -244,23 +242,23 @@ def _plan(base, revision, where, settings, epochs, overwrite):
     settings = run_length(base) | {name: value for name, value in settings.items() if value is not None}
     plan = dict(base=split_revision(base)[0], base_identity=identity(base), data=prepared["data"],
                 format=prompt_format(), chat_template=load_tokenizer(base).chat_template, **settings)
-    compare_plans(where.run, plan, found, overwrite)
+    replace = compare_plans(where.run, plan, found, overwrite)
     if not manifest or manifest["plan"] != plan:
         print(f"train: {base},", ", ".join(f"{name} {value}" for name, value in settings.items()))
         if hint := launch_hint("amazon_ft_train"):
             print(f"train: {hint}")
-        return base, plan, found, None
+        return base, plan, replace, None
     remove_checkpoints(where.run)
-    claim_run(where.run, plan, found, overwrite)
+    claim_run(where.run, plan)
     print(f"train: {where.adapter} is there already, from these very settings")
-    return base, plan, found, manifest
+    return base, plan, replace, manifest
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #6c9799bb
 def fine_tune(
     base: str, # The base at its commit
     where: Paths, # Where to write
     plan: dict, # Everything that determines the outcome
-    found: dict, # The plan of what the folder holds, or None
+    replace: bool, # Whether the folder holds a run of another plan
     four_bit: bool, # Keep the base in four bits even where memory allows to dequantise it once
     report_to: str, # Where else to log
 ) -> dict: # The adapter's manifest
@@ -268,7 +266,7 @@ def fine_tune(
     tokenizer = load_tokenizer(base)
     rows = encode_splits(load_prepared(where.root)[0], tokenizer, plan["max_length"])
     trainer = load_trainer(base, tokenizer, rows, where.run, plan, four_bit, report_to)
-    run_to_end(trainer, from_main(claim_run, where.run, plan, found, overwrite=True))
+    run_to_end(trainer, from_main(claim_run, where.run, plan, replace))
     return from_main(save_adapter, trainer, tokenizer, where, plan)
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #ae994d8c
