@@ -137,7 +137,7 @@ def time_command(base: str, root: Path, k: int, max_new_tokens: int) -> dict:
     os.sched_setaffinity(0, sorted(cores)[:2])
     seconds = run("evaluate", "eval", "--k", str(k), "--max_new_tokens", str(max_new_tokens))
     os.sched_setaffinity(0, cores)
-    return dict(k=k, max_new_tokens=max_new_tokens, merge=merge, seconds=seconds)
+    return dict(hardware=hardware(), k=k, max_new_tokens=max_new_tokens, merge=merge, seconds=seconds)
 
 
 def main():

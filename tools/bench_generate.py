@@ -2,7 +2,8 @@
 
     python tools/bench_generate.py --tokenizer FOLDER --what ours,theirs,profile --out nbs/bench/generate.json
     python tools/bench_generate.py --real FOLDER --out nbs/bench/generate.json
-    CUDA_VISIBLE_DEVICES= taskset -c 0,1 python tools/bench_generate.py --tokenizer FOLDER --what cpu
+    CUDA_VISIBLE_DEVICES= taskset -c 0,1 python tools/bench_generate.py --tokenizer FOLDER --what cpu \
+        --out nbs/bench/generate.json
 
 Run from the repository's root with PYTHONPATH set to it, on a machine with a GPU; nothing is downloaded. Speed: a model
 of TinyLlama-1.1B's shape with random weights in float16 (on a CPU SmolLM2-135M's, in float32), made-up titles, and drawn
@@ -283,6 +284,7 @@ def main():
         for name in args.what.split(","):
             {"ours": ours, "theirs": theirs, "profile": profiled, "cpu": on_cpu}[name](model, tokenizer, found)
             torch.cuda.empty_cache()
+        found = dict(cpu=found) if args.what == "cpu" else found
     if args.out:
         before = json.loads(args.out.read_text()) if args.out.exists() else {}
         args.out.write_text(json.dumps(before | found, indent=2) + "\n")
