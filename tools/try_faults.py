@@ -1,4 +1,4 @@
-"""Disturb every stage in every way that issue 12 names, and hold the project to its word.
+"""Disturb every stage in every way we could think of, and hold the project to its word.
 
 Usage: python tools/try_faults.py [--only PATTERN] [--keep FOLDER]
 The same result as undisturbed, or one sentence that names the file and the remedy; exit codes 0, 2 and 130; no
