@@ -1,8 +1,7 @@
 """Render the site and README.md without Quarto: nbdev's own processing, the same `_quarto.yml`, pandoc from PyPI.
 
-Usage: python tools/docs.py                    _docs/*.html, then a check of links, anchors and pictures' texts
-       python tools/docs.py --readme           README.md and README.pt-BR.md
-       python tools/docs.py --check-readme     fail when they are not what index.ipynb and index.pt-BR.ipynb render to
+Usage: python tools/docs.py              _docs/*.html, then a check of links, anchors, pictures' texts and the READMEs
+       python tools/docs.py --readme     README.md and README.pt-BR.md, from index.ipynb and index.pt-BR.ipynb
 The published site is Quarto's. This one shows the same text, code, outputs, callouts, tables and links; it has
 no search and no copy buttons, and refuses cell options that only Quarto knows.
 """
@@ -14,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -162,6 +162,7 @@ def page(
     return Page(path.name, out, front.get("title", path.stem), front.get("description", ""), text, lang)
 
 
+@cache
 def processed() -> list:  # Paths of the notebooks, processed
     "nbdev's own processing: documentation of symbols, links of names in backticks, hidden cells gone."
     cfg = get_config()
@@ -371,15 +372,12 @@ def main() -> int:
     "Render, check, and say what is wrong."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readme", action="store_true", help="write README.md")
-    parser.add_argument("--check-readme", action="store_true", help="fail when README.md is out of step with the index")
     args = parser.parse_args()
     found = []
     if args.readme:
         render_readme(get_config().config_path)
-    elif args.check_readme:
-        found = stale_readme()
     else:
-        found = render_site()
+        found = render_site() + stale_readme()
     print("\n".join(found) or "ok")
     return 1 if found else 0
 

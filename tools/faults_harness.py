@@ -29,7 +29,7 @@ PROGRESS = re.compile(r"\d+%\||\?it/s|^\s*$")
 VOLATILE = {"created", "seal", "tokens_per_s", "mtime_ns"}  # in manifests: what differs between two equal runs
 LEFTOVER = re.compile(r"\.(partial|old|parts|removed)\b")
 PIPE = 1 << 20
-LIMIT_S = 120
+LIMIT_S = 900  # a run that takes longer hangs: SIGALRM ends it
 KNOWN = set()  # lines on stderr that undisturbed runs write too: said once, not at each check
 
 
@@ -88,7 +88,6 @@ def run(
     folder: Path,  # Where to stand
     command: str or list,  # A console script and its arguments
     before=None,  # Called in the new process just before the command
-    limit_s: int = LIMIT_S,  # A run that takes longer is ended by SIGALRM
     meanwhile=None,  # Called in this process with the other one's number, while the command runs
 ) -> Run:
     "Run a console script in a process of its own."
@@ -98,7 +97,7 @@ def run(
         fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE)
     pid = os.fork()
     if not pid:
-        _become(folder, argv, before, limit_s, [end for _, end in pipes])
+        _become(folder, argv, before, [end for _, end in pipes])
     for _, end in pipes:
         os.close(end)
     if meanwhile:
@@ -112,7 +111,7 @@ def run(
     return Run(" ".join(map(ascii, argv)).replace("'", ""), code, texts[0], "\n".join(err), texts[2].split())
 
 
-def _become(folder, argv, before, limit_s, ends):
+def _become(folder, argv, before, ends):
     "The forked process: the command, then the end, with no handler of the parent left."
     code = 1
     try:
@@ -122,7 +121,7 @@ def _become(folder, argv, before, limit_s, ends):
         sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", errors="backslashreplace", closefd=False) for n in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(limit_s)
+        signal.alarm(LIMIT_S)
         os.chdir(folder)
         sys.argv = argv
         module, function = scripts()[argv[0]].split(":")

@@ -5,16 +5,17 @@ import json
 import random
 import shutil
 import signal
+import string
 import time
 import traceback
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 JUNK = [b'"', b'""', b"'", b",", b";", b"\t", b"\n", b"\r", b"\r\n", b"\n\n", b"\\", b"{", b"}", b"[", b"]", b":", b"\0", b"\xff",
         b"\xc3", b"\xef\xbb\xbf", b"null", b"1e999", b"-", b"\\ud800", b"<", b"PAR1", b"\x1f\x8b", b"PK\x03\x04", b"x" * 5000]
-INPUT_S = 5  # for one mutated file
-TEXT_S = 2  # for one text and one function, of processor time
+INPUT_S = 60  # for one mutated file: more is a loop without end
+TEXT_S, SLOWER = 2, 4  # for one text and one function, of processor time; or so many times what made-up words take
 ADVERSARIAL = {
     "residue and spaces": "This text refers to" + " " * 8_000, "residues": "This text refers to the " * 5_000,
     "comments": "<!--" * 32_000, "tags": "<p " * 30_000, "angles": "<" * 100_000, "entities": "&amp;" * 20_000,
@@ -157,28 +158,31 @@ def _read(file, inner, read_sample, user_error, lines):
 
 
 def bounded(name: str, folder: Path) -> list:
-    "An adversarial text through cleaning and scoring, in bounded time and memory."
+    "An adversarial text through cleaning and scoring, in bounded memory, and not long after any text of its length."
     import resource
     from amazon_ft.cleaning import clean
     from amazon_ft.data import shingles
     from amazon_ft.measures import form, score
     from amazon_ft.truth import unsupported
-    text, other = ADVERSARIAL[name], ADVERSARIAL[name][::-1]
-    rest = " ".join(["A good board."] * 3)
-    uses = dict(clean=lambda: clean(text), shingles=lambda: shingles(text), score=lambda: score([text], [other]),
-                itself=lambda: score([text], [text]), form=lambda: form([text], [rest], [text]),
-                unsupported=lambda: unsupported(text, rest, rest), supported=lambda: unsupported(rest, text, rest))
+    text, rest = ADVERSARIAL[name], " ".join(["A good board."] * 3)
+    rng = random.Random(0)
+    plain = " ".join("".join(rng.choices(string.ascii_lowercase, k=5)) for _ in range(len(text) // 6 + 1))[:len(text)]
+    uses = dict(clean=lambda t: clean(t), shingles=lambda t: shingles(t), score=lambda t: score([t], [t[::-1]]),
+                itself=lambda t: score([t], [t]), form=lambda t: form([t], [rest], [t]),
+                unsupported=lambda t: unsupported(t, rest, rest), supported=lambda t: unsupported(rest, t, rest))
+    def spent(call, text, limit_s):
+        start = time.process_time()
+        with suppress(TooLong), within(limit_s, signal.ITIMER_VIRTUAL):
+            call(text)
+        return time.process_time() - start
     complaints = []
     for use, call in uses.items():
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-        try:
-            with within(4 * TEXT_S, signal.ITIMER_VIRTUAL):
-                call()
-        except TooLong:
-            pass
-        spent, grown = time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-        if spent > TEXT_S or grown > 700:
-            complaints.append(f"{use}: {spent:.1f} s, {grown} MiB more for {len(text):,} characters")
+        allowed = max(TEXT_S, SLOWER * spent(call, plain, 600))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = spent(call, text, 2 * allowed)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+        if seconds > allowed or grown > 700:
+            complaints.append(f"{use}: {seconds:.1f} s for {len(text):,} characters, {allowed:.1f} are allowed; {grown} MiB more")
     return complaints
 
 

@@ -31,7 +31,7 @@ def values(n: int) -> list:  # Lists, most of them of the wrong length or of val
 class Visitor:
     "Somebody who sends requests and reads the answers."
     def __init__(self, address: str):
-        self.client, self.faults, self.answered = httpx.Client(base_url=address, timeout=20), [], 0
+        self.client, self.faults, self.answered = httpx.Client(base_url=address, timeout=120), [], 0
 
     def answer(self, what: str, method: str, path: str, **request):
         "One request; its answer must be there, and say something if it is an error."

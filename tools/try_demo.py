@@ -146,7 +146,7 @@ def catalogue(
             page.get_by_label("Remove this file").or_(page.get_by_label("Clear")).first.click()
     expect(page.locator(".progress-bar, .progress-level, .meta-text-center").first).to_be_attached()
     link = page.locator("#described a[download]").first
-    expect(link).to_be_visible(timeout=60_000)
+    expect(link).to_be_visible(timeout=240_000)
     with page.expect_download() as download:
         link.click()
     with open(download.value.path(), newline="", encoding="utf-8") as file:
@@ -191,7 +191,7 @@ def main() -> int:
         def visit(address, **kwargs):
             context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **kwargs)
             page = context.new_page()
-            page.set_default_timeout(30_000)
+            page.set_default_timeout(120_000)
             page.on("console", lambda message: strange.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: strange.append(str(error)))
             context.on("request", lambda request: strange.append(request.url) if not request.url.startswith(
@@ -200,7 +200,7 @@ def main() -> int:
             page.wait_for_selector("#ask")
             return page
 
-        expect.set_options(timeout=30_000)
+        expect.set_options(timeout=120_000)
         with served(args.root, port) as address:
             page = visit(address, viewport=dict(width=1280, height=900))
             before_and_after(page)

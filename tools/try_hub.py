@@ -232,7 +232,7 @@ class Desk:
         start = time.perf_counter()
         argv = [self.scripts / f"amazon_ft_{name}", *arguments, *more]
         done = subprocess.run(argv, env=self.env | env, cwd=self.folder, stdin=terminal, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
         os.close(master)
         os.close(terminal)
         print(f"   {time.perf_counter() - start:4.1f} s  amazon_ft_{command} {' '.join(more)}", flush=True)

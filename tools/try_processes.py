@@ -20,7 +20,7 @@ RUNS = {  # settings of the runs that are compared
     "fewer": dict(batch_size=1, max_steps=3, save_steps=0, learning_rate=3e-3),  # than processes
 }
 DIES_AT = 5  # steps of the run "even", whose checkpoints are at 2, 4 and 6
-LIMIT_S = 400
+LIMIT_S = 1200
 
 
 def options(settings: dict) -> list:

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import psutil
 
-BLOCK_ROWS, CAP, STEPS, PATIENCE_S = 250, 16, 30, 300
+BLOCK_ROWS, CAP, STEPS, PATIENCE_S = 250, 16, 30, 1200
 ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", TQDM_DISABLE="1")
 
 
