@@ -167,7 +167,7 @@ def bounded(name: str, folder: Path) -> list:
     text, rest = ADVERSARIAL[name], " ".join(["A good board."] * 3)
     rng = random.Random(0)
     plain = " ".join("".join(rng.choices(string.ascii_lowercase, k=5)) for _ in range(len(text) // 6 + 1))[:len(text)]
-    uses = dict(clean=lambda t: clean(t), shingles=lambda t: shingles(t), score=lambda t: score([t], [t[::-1]]),
+    uses = dict(clean=clean, shingles=shingles, score=lambda t: score([t], [t[::-1]]),
                 itself=lambda t: score([t], [t]), form=lambda t: form([t], [rest], [t]),
                 unsupported=lambda t: unsupported(t, rest, rest), supported=lambda t: unsupported(rest, t, rest))
     def spent(call, text, limit_s):
@@ -177,8 +177,8 @@ def bounded(name: str, folder: Path) -> list:
         return time.process_time() - start
     complaints = []
     for use, call in uses.items():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the highest so far, hence before either text
         allowed = max(TEXT_S, SLOWER * spent(call, plain, 600))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = spent(call, text, 2 * allowed)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         if seconds > allowed or grown > 700:
