@@ -244,9 +244,11 @@ def manners(
 def in_parallel(
     cases: list,  # Pairs of a name and a function of an empty folder that returns complaints
     work: Path,  # Takes the folders
-    n: int = 2,  # Processes
+    n: int = None,  # Processes; `None`: one a core
 ) -> dict:  # Name to complaints and seconds of processor time
     "Run cases in processes of their own, a few at a time."
+    names, n = [name for name, _ in cases], n or len(os.sched_getaffinity(0))
+    assert len(set(names)) == len(names), f"checks of one name: {sorted({each for each in names if names.count(each) > 1})}"
     waiting, running, found = list(enumerate(cases))[::-1], {}, {}
     while waiting or running:
         while waiting and len(running) < n:

@@ -295,7 +295,7 @@ def disturbed(kept: dict, shots: list) -> list:  # Triples of kind, name and fun
              if not (picture.name[4:].startswith(("remove", "rmdir")) and i % 4)  # of removals one in four
              and not ("over" in end.name and "_lora|checkpoint-" in picture.name)]  # a fresh run again
     for pattern, start, then in DAMAGED:
-        cases += [("damage", f"{pattern} {variant}, then {then}",
+        cases += [("damage", f"{pattern} {variant} after {start}, then {then}",
                    partial(damaged, kept, wanted, pattern, start, then.split(), variant)) for variant in VARIANTS
                   if start in kept and not (variant == "emptied" and start == "voted")]  # SQLite takes it for a new one
     for name, start in order.items():
@@ -307,7 +307,7 @@ def disturbed(kept: dict, shots: list) -> list:  # Triples of kind, name and fun
                    partial(full, kept, wanted, start, name, limit)) for limit in (0, 3000, 200_000)]
         for kind, error in (("full", errno.ENOSPC), ("full", errno.EACCES), ("ctrl-c", signal.SIGINT)):
             cases += [(kind, f"{name}, {error!r} at event {at}", partial(failing, kept, wanted, start, name, at, error))
-                      for at in (writes[1], writes[len(writes) // 2], writes[-1])[:1 if error == errno.EACCES else 3]]
+                      for at in sorted({writes[1], writes[len(writes) // 2], writes[-1]})[:1 if error == errno.EACCES else 3]]
         for bad in BAD[name].split("|"):
             cases.append(("arguments", f"{name} --{bad}", partial(
                 impossible, kept, order[name], f"{STAGES[name]} --{bad}".split(), ("--" + bad.split()[0], bad.split()[1].split("/")[0]))))
