@@ -149,7 +149,7 @@ def _plot_lengths(axes, metrics, by):
               color=["tab:blue", "tab:orange", "black"])
     axes.axvline(cap, color="black", linewidth=1, linestyle="--")
     axes.set(xlabel="tokens (dashed: the cap)", ylabel="titles")
-    axes.legend(fontsize="x-small")
+    axes.legend(loc="upper center", fontsize="x-small")
 
 # %% ../nbs/03c_report.ipynb #3f2c301e
 def report(

@@ -181,7 +181,7 @@ def plot_loss(
             points = log.dropna(subset=column)
             ax.plot(points["step"], points[column], style, label=label)
     ax.set(xlabel="step", ylabel="loss per completion token", ylim=(0, None))
-    ax.legend()
+    ax.legend(loc="upper right")
     return ax
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #29381a7a
