@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import traceback
+from collections import Counter
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -244,14 +245,13 @@ def manners(
 def in_parallel(
     cases: list,  # Pairs of a name and a function of an empty folder that returns complaints
     work: Path,  # Takes the folders
-    n: int = None,  # Processes; `None`: one a core
 ) -> dict:  # Name to complaints and seconds of processor time
-    "Run cases in processes of their own, a few at a time."
-    names, n = [name for name, _ in cases], n or len(os.sched_getaffinity(0))
-    assert len(set(names)) == len(names), f"checks of one name: {sorted({each for each in names if names.count(each) > 1})}"
+    "Run cases in processes of their own, one a core at a time."
+    twice = [name for name, n in Counter(name for name, _ in cases).items() if n > 1]
+    assert not twice, f"several checks have one of these names: {twice}"
     waiting, running, found = list(enumerate(cases))[::-1], {}, {}
     while waiting or running:
-        while waiting and len(running) < n:
+        while waiting and len(running) < len(os.sched_getaffinity(0)):
             i, (name, case) = waiting.pop()
             folder, result = work / f"case{i}", work / f"case{i}.json"
             folder.mkdir()
