@@ -82,8 +82,8 @@ def difference(
     there, # A value
     now, # Another
 ) -> str: # At most some forty characters of each
-    "Two values, cut to the part where they first differ."
-    texts = str(there), str(now)
+    "Two values on one line, cut to the part where they first differ."
+    texts = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)) for value in (there, now)]
     start = max(0, len(os.path.commonprefix(texts)) - 10)
     shown = ["…" * (start > 0) + text[start:start + 40] + "…" * (len(text) > start + 40) for text in texts]
     return f"{shown[0]} there, {shown[1]} now"

@@ -210,10 +210,10 @@ def damaged(kept: dict, wanted: dict, pattern: str, start: str, then: list, vari
         return [each for each in differences(wanted, folder / "ws") if not (each.startswith(name) and (
             spoken or len(then) > 1 or name.startswith("cache/") or file.suffix == ".sqlite"))]
     complaints = manners(first, (0, 2), (file.name, str(file.parent.relative_to(folder))))
-    if complaints or first.code == 0:
+    if first.code == 0:
         return complaints + listed("silent: exit 0, other content", off())
-    if variant != "cut":
-        return []  # the same words, and the same way back
+    if complaints or variant != "cut":
+        return complaints  # without any: the same words as for a file cut short, and the same way back
     if re.search(f"(remove|delete|move) (it|{file})", first.err):
         file.unlink()
         return manners(run(folder, STAGES[then[0]]), (0,))
