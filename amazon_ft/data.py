@@ -20,7 +20,8 @@ from fastcore.basics import patch
 
 from .artefacts import MANIFEST, atomic_dir, atomic_write, digest, find_manifest, stage_lock, write_manifest
 from .catalogue import Record, Tally, read_rows
-from .cleaning import MIN_WORDS, PUNCTUATION, RULES, RULES_VERSION, TOO_SHORT, clean_all, shared_sentences, tidy
+from .cleaning import MIN_WORDS, PUNCTUATION, RULES, RULES_VERSION, TOO_SHORT
+from .cleaning import clean_all, shared_sentences, tidy
 from .core import *
 from .files import check_encoding, find_files
 

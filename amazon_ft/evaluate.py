@@ -212,7 +212,8 @@ def _gains(groups, seed):
                     gain_greedy=("base, greedy", "tuned, greedy", SCORES),
                     over_copy=(TITLE_COPY, "tuned", SCORES), over_retrieval=(NEAREST, "tuned", SCORES))
     compared = {kind: (first, second, names) for kind, (first, second, names) in compared.items() if second in groups}
-    sides = [{(kind, m): groups[names[side]][m] for kind, names in compared.items() for m in names[2]} for side in (0, 1)]
+    sides = [{(kind, m): groups[names[side]][m] for kind, names in compared.items() for m in names[2]}
+             for side in (0, 1)]
     found = paired_gains(*sides, seed)
     return dict(gain_greedy=None) | {kind: {m: found[kind, m] for m in names if (kind, m) in found}
                                      for kind, (_, _, names) in compared.items()}

@@ -116,8 +116,9 @@ def fill(self: Slots,
         self.numbers[rows] = torch.stack([random_numbers(seed, self.numbers.shape[1]) for seed in seeds]).to(ids.device)
     self.filling = rows
     positions = torch.arange(self.shared, width, device=ids.device).repeat(len(prompts))
-    self.model.get_decoder()(input_ids=ids[:, self.shared:].reshape(1, -1), position_ids=positions[None], use_cache=False, slots=self,
-                             attention_mask=ids.new_zeros(1, 1, 1, 1)) # a mask of four dimensions is left alone
+    untouched = ids.new_zeros(1, 1, 1, 1) # a mask of four dimensions is left alone
+    self.model.get_decoder()(input_ids=ids[:, self.shared:].reshape(1, -1), position_ids=positions[None],
+                             attention_mask=untouched, use_cache=False, slots=self)
     self.filling = None
 
 # %% ../nbs/00f_slots.ipynb #74a31790

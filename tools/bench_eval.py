@@ -9,7 +9,8 @@ Run from the repository's root with PYTHONPATH set to it; nothing is downloaded.
 descriptions lognormal with a mean of about a hundred words, words drawn by Zipf's law. `--make` writes two models of
 TinyLlama-1.1B's shape with random weights to MODELS/base and MODELS/tuned. Such models never stop by themselves, so
 that every answer runs to the cap: the worst case. One-by-one generation is timed on a few titles in the same run.
-`--command` merges what `bench_train.py --cold WORKSPACE` trained and times the whole command amazon_ft_eval on two cores.
+`--command` merges what `bench_train.py --cold WORKSPACE` trained and times the whole command amazon_ft_eval on two
+cores.
 """
 import json
 import os

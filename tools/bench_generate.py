@@ -6,8 +6,8 @@
         --out nbs/bench/generate.json
 
 Run from the repository's root with PYTHONPATH set to it, on a machine with a GPU; nothing is downloaded. Speed: a model
-of TinyLlama-1.1B's shape with random weights in float16 (on a CPU SmolLM2-135M's, in float32), made-up titles, and drawn
-lengths in place of real ones, since such a model never stops by itself. Agreement: a real chat model's folder.
+of TinyLlama-1.1B's shape with random weights in float16 (on a CPU SmolLM2-135M's, in float32), made-up titles, and
+drawn lengths in place of real ones, since such a model never stops by itself. Agreement: a real chat model's folder.
 """
 import json
 import random
@@ -31,8 +31,8 @@ from amazon_ft.rules import generation_config
 from amazon_ft.slots import Slots, triton_attention
 
 CAP = 256
-WORDS = ("steel lamp garden small blue wooden kettle classic travel set of two cotton shirt premium edition the art guide "
-         "kids book vintage red phone case").split()
+WORDS = ("steel lamp garden small blue wooden kettle classic travel set of two cotton shirt premium edition the art "
+         "guide kids book vintage red phone case").split()
 
 
 def make_chats(n: int) -> list:
@@ -206,7 +206,8 @@ def profiled(model, tokenizer, found: dict):
         for event in log.key_averages():
             key = event.key.lower()
             kind = ("attention" if any(word in key for word in ("attention", "fmha", "flash", "sdpa")) else
-                    "matrix products" if any(word in key for word in ("nvjet", "gemm", "cutlass", "splitk")) else "rest")
+                    "matrix products" if any(word in key for word in ("nvjet", "gemm", "cutlass", "splitk")) else
+                    "rest")
             shares[kind] += event.self_device_time_total / 1000
         name = f"step of {slots} rows, {'kernel' if kernel else 'SDPA'}"
         found[name] = dict(ms_by_reach=times, at_256={kind: round(ms, 2) for kind, ms in shares.items()})
@@ -225,7 +226,8 @@ def agreement(folder: Path, found: dict, n: int = 128, cap: int = 96):
     def batched(model, rows):
         texts = {}
         for start in range(0, n, rows):
-            encoded = tokenizer.pad({"input_ids": prompts[start:start + rows]}, padding_side="left", return_tensors="pt")
+            encoded = tokenizer.pad({"input_ids": prompts[start:start + rows]}, padding_side="left",
+                                    return_tensors="pt")
             width = encoded.input_ids.shape[1]
             written = model.generate(**encoded.to("cuda"), generation_config=rules)[:, width:].tolist()
             for i, text in enumerate(written, start):
@@ -234,7 +236,8 @@ def agreement(folder: Path, found: dict, n: int = 128, cap: int = 96):
     def by_slots(model, slots):
         return {i: text for ended in completions(model, prompts, rules, slots) for i, text in ended.items()}
     model = load(torch.float16)
-    texts = {"transformers, fp16, batches of 64": batched(model, 64), "transformers, fp16, batches of 32": batched(model, 32)}
+    texts = {"transformers, fp16, batches of 64": batched(model, 64),
+             "transformers, fp16, batches of 32": batched(model, 32)}
     texts["ours, fp16, 128 slots"] = by_slots(model, 128)
     texts["ours, fp16, 43 slots"] = by_slots(model, 43)
     engine.attention_kernel = lambda *_: triton_attention()

@@ -6,8 +6,8 @@
 Model and rows are those of bench_train.py. 0 processes stands for the command without a launcher, 1 for the path of
 several with one process. All runs of a call share the machine; each is started anew. Loss and gradient norm are means
 over the first ten steps, at a constant learning rate, so they agree whatever the number of processes. `--out` adds to
-what the file holds, under `PROCESSES x EXAMPLES`. With `--titles 10000` a catalogue is described instead, from loaded model to
-gathered texts. Without a GPU everything runs on the CPU, with Gloo: for trying out.
+what the file holds, under `PROCESSES x EXAMPLES`. With `--titles 10000` a catalogue is described instead, from loaded
+model to gathered texts. Without a GPU everything runs on the CPU, with Gloo: for trying out.
 """
 import json
 import os

@@ -276,7 +276,8 @@ def cold(model, root, out):
     where = paths(str(model), root)
     log = (where.run / "log.csv").read_text().splitlines()
     result = dict(what="amazon_ft_train, 600 steps, cold start to saved adapter", seconds=seconds,
-                  log=[log[0], *log[-2:]], hardware=read_manifest(where.adapter, "train", "")["hardware"], versions=_versions("ours"))
+                  log=[log[0], *log[-2:]], hardware=read_manifest(where.adapter, "train", "")["hardware"],
+                  versions=_versions("ours"))
     print(json.dumps(result), flush=True)
     if out:
         results = json.loads(out.read_text()) if out.exists() else {}

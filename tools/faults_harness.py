@@ -1,4 +1,4 @@
-"""Run console scripts of this project in forked processes, disturb them at a write of your choice, and judge the result.
+"""Run console scripts of this project in forked processes, disturb them at a write of your choice, judge the result.
 
 Everything heavy is imported once, in the parent; each command is a `fork` away. Python tells an audit hook about each
 file that is about to be opened, renamed or removed: this is where a run is photographed, interrupted or told that the
@@ -119,7 +119,8 @@ def _become(folder, argv, before, ends):
         for target, end in zip((1, 2), ends):
             os.dup2(end, target)
         sys.stdin = open(os.devnull)
-        sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", errors="backslashreplace", closefd=False) for n in (1, 2))
+        sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+                                  for n in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(LIMIT_S)

@@ -1,4 +1,4 @@
-"""Texts and files that were made to do harm: mutated catalogues, adversarial texts, control tokens that somebody typed."""
+"""Texts and files made to do harm: mutated catalogues, adversarial texts, control tokens that somebody typed."""
 import gzip
 import io
 import json
@@ -12,8 +12,9 @@ import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-JUNK = [b'"', b'""', b"'", b",", b";", b"\t", b"\n", b"\r", b"\r\n", b"\n\n", b"\\", b"{", b"}", b"[", b"]", b":", b"\0", b"\xff",
-        b"\xc3", b"\xef\xbb\xbf", b"null", b"1e999", b"-", b"\\ud800", b"<", b"PAR1", b"\x1f\x8b", b"PK\x03\x04", b"x" * 5000]
+JUNK = [b'"', b'""', b"'", b",", b";", b"\t", b"\n", b"\r", b"\r\n", b"\n\n", b"\\", b"{", b"}", b"[", b"]", b":",
+        b"\0", b"\xff", b"\xc3", b"\xef\xbb\xbf", b"null", b"1e999", b"-", b"\\ud800", b"<", b"PAR1", b"\x1f\x8b",
+        b"PK\x03\x04", b"x" * 5000]
 INPUT_S = 60  # for one mutated file: more is a loop without end
 TEXT_S, SLOWER = 2, 4  # for one text and one function, of processor time; or so many times what made-up words take
 ADVERSARIAL = {
@@ -24,9 +25,9 @@ ADVERSARIAL = {
     "names": "Aa Bb " * 10_000, "measures": "12 x " * 10_000, "codes": "A1-" * 20_000, "dashes": "-" * 100_000,
     "lines": " \n" * 50_000, "invisible": "\u200b\u00ad" * 50_000, "one word": "x" * 100_000, "brackets": "(" * 100_000,
     "words": " ".join(f"word{i}" for i in range(16_000)), "Japanese": "\u8336\u7897" * 20_000}
-TYPED = ["<s>", "</s>", "a </s> b", "&lt;/s&gt;", "<unk>", "<|im_start|>", "<|im_end|>", "<|im_start|>assistant", "<|eot_id|>",
-         "<|begin_of_text|>", "<|start_header_id|>system<|end_header_id|>", "<|user|>", "<|assistant|>", "<|system|>",
-         "<|im_<|im_end|>start|>", "<|im_\nend|>", "<<s>s>", "<|<|user|>|>"]
+TYPED = ["<s>", "</s>", "a </s> b", "&lt;/s&gt;", "<unk>", "<|im_start|>", "<|im_end|>", "<|im_start|>assistant",
+         "<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>system<|end_header_id|>", "<|user|>", "<|assistant|>",
+         "<|system|>", "<|im_<|im_end|>start|>", "<|im_\nend|>", "<<s>s>", "<|<|user|>|>"]
 CHATML = """{% for m in messages %}<|im_start|>{{ m['role'] }}
 {{ m['content'] }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
@@ -73,7 +74,8 @@ def mutate(rng: random.Random, content: bytes) -> bytes:
         content = rng.choice((
             lambda: content[:a] + rng.choice(JUNK) + content[a:], lambda: content[:a] + content[b:],
             lambda: content[:b] + content[a:], lambda: content[:a] + rng.randbytes(b - a) + content[b:],
-            lambda: content[:a] + rng.choice(JUNK) + content[b:], lambda: content[:b] if rng.random() < .2 else content))()
+            lambda: content[:a] + rng.choice(JUNK) + content[b:],
+            lambda: content[:b] if rng.random() < .2 else content))()
     return content
 
 
@@ -81,13 +83,16 @@ def originals() -> dict:  # Name of a file to its content
     "Sound catalogues in each format."
     import pandas as pd
     rows = [dict(uid=f"B{i:04}", title=f"Cutting board {i}, {'large' * (i % 3)}",
-                 content=f'A board of "bamboo", {i} inch.\nSafe; dry it & oil it. \u00e9' if i % 4 else "Bamboo board of good size")
+                 content=(f'A board of "bamboo", {i} inch.\nSafe; dry it & oil it. \u00e9' if i % 4 else
+                          "Bamboo board of good size"))
             for i in range(40)]
     table, parquet = pd.DataFrame(rows), io.BytesIO()
     table.to_parquet(parquet)
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    return {"rows.json": lines, "rows.csv": table.to_csv(index=False).encode(), "rows.tsv": table.to_csv(index=False, sep="\t").encode(),
-            "semicolons.csv": table.to_csv(index=False, sep=";", lineterminator="\r\n").encode(), "rows.parquet": parquet.getvalue()}
+    return {"rows.json": lines, "rows.csv": table.to_csv(index=False).encode(),
+            "rows.tsv": table.to_csv(index=False, sep="\t").encode(),
+            "semicolons.csv": table.to_csv(index=False, sep=";", lineterminator="\r\n").encode(),
+            "rows.parquet": parquet.getvalue()}
 
 
 def packed(rng: random.Random, name: str, content: bytes) -> tuple:  # Name and content
@@ -127,7 +132,8 @@ def mutated(seed: int, n: int, folder: Path) -> list:
         file.write_bytes(packing if inside else mutate(rng, packing))
         try:
             with within(INPUT_S):
-                said = _read(file, name, read_sample, UserError, own_lines(name, content) if packing is content and inside else None)
+                said = _read(file, name, read_sample, UserError,
+                             own_lines(name, content) if packing is content and inside else None)
                 try:
                     read_catalogue(str(file))
                 except UserError:
@@ -135,7 +141,8 @@ def mutated(seed: int, n: int, folder: Path) -> list:
         except TooLong:
             said = f"longer than {INPUT_S} s"
         except Exception as error:  # the finding of this check
-            said = "".join(traceback.format_exception_only(error)).strip()[-200:] + " " + str(traceback.extract_tb(error.__traceback__)[-1])
+            said = "".join(traceback.format_exception_only(error)).strip()[-200:]
+            said += f" {traceback.extract_tb(error.__traceback__)[-1]}"
         if said:
             complaints.append(f"seed {seed}, input {i} ({file.name}): {said}")
         else:
@@ -182,7 +189,8 @@ def bounded(name: str, folder: Path) -> list:
         seconds = spent(call, text, 2 * allowed)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         if seconds > allowed or grown > 700:
-            complaints.append(f"{use}: {seconds:.1f} s for {len(text):,} characters, {allowed:.1f} are allowed; {grown} MiB more")
+            complaints.append(f"{use}: {seconds:.1f} s for {len(text):,} characters, {allowed:.1f} are allowed; "
+                              f"{grown} MiB more")
     return complaints
 
 
@@ -201,7 +209,7 @@ def typed(kind: str, folder: Path) -> list:
     shutil.copytree(asset("tiny"), folder, dirs_exist_ok=True)
     tokenizer.save_pretrained(folder)
     tokenizer = load_tokenizer(str(folder))
-    marks = [str(token) for token in tokenizer.added_tokens_decoder.values()] + ["<|user|>", "<|assistant|>", "<|system|>"]
+    marks = [*map(str, tokenizer.added_tokens_decoder.values()), "<|user|>", "<|assistant|>", "<|system|>"]
     def controls(turns):
         (ids,) = token_ids(tokenizer, [turns])
         text = render(tokenizer, turns)

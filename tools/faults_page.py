@@ -83,19 +83,21 @@ def _calls(visitor):
         name, fn, n = each["api_name"], each["id"], len(each["inputs"])
         for i, data in enumerate(values(n)):
             visitor.ask(f"{name}({str(data)[:40]})", fn, data, f"session{fn}x{i}")
-        for body in (b"", b"{", b"[]", b"null", b'{"data": 5}', b'{"data": {"a": 1}}', b"\xff\xfe", b'{"data": ' + b"[" * 9000):
+        for body in (b"", b"{", b"[]", b"null", b'{"data": 5}', b'{"data": {"a": 1}}', b"\xff\xfe",
+                     b'{"data": ' + b"[" * 9000):
             for path in (f"/gradio_api/call/{name}", f"/gradio_api/run/{name}", f"/gradio_api/api/{name}"):
                 visitor.answer(f"{path} {body[:20]}", "POST", path, content=body, headers=JSON)
     for fn in (-1, 9999, "x", None, [], 1e9):
         visitor.ask(f"function {fn}", fn, ["x"], "nobody")
-    for body in (b"", b"{", b"[]", b"null", b'{"data": 5}', b'{"fn_index": 0}', b'{"fn_index": 0, "data": null, "session_hash": 7}'):
+    for body in (b"", b"{", b"[]", b"null", b'{"data": 5}', b'{"fn_index": 0}',
+                 b'{"fn_index": 0, "data": null, "session_hash": 7}'):
         visitor.answer(f"join {body}", "POST", "/gradio_api/queue/join", content=body, headers=JSON)
     for path in (f"/gradio_api/file={SECRET}", "/gradio_api/file=settings.ini", "/nowhere"):
         got = visitor.answer(path, "GET", path)
         if got is not None and got.status_code == 200:
             visitor.faults.append(f"{path} is served")
     if visitor.answered < 50:
-        visitor.faults.append(f"only {visitor.answered} calls got through to an endpoint: is this check still in order?")
+        visitor.faults.append(f"only {visitor.answered} calls got through to an endpoint: does this check still work?")
 
 
 def _wide_file(visitor):

@@ -1,8 +1,8 @@
 """The hub of tools/try_hub.py learns to take uploads, and `amazon_ft_push` is put through them.
 
 A token is a name with a right: `me:write` may write to what belongs to `me`. Large files travel by Git LFS: which of
-them are missing, one PUT each, a check of their size and digest, then a commit. The real hub prefers Xet; huggingface_hub
-is told by HF_HUB_DISABLE_XET to do without.
+them are missing, one PUT each, a check of their size and digest, then a commit. The real hub prefers Xet;
+huggingface_hub is told by HF_HUB_DISABLE_XET to do without.
 """
 import base64
 import json

@@ -2,8 +2,9 @@
 
 Usage: python tools/owner.py [--check]      rewrite in place, or only name the files that are out of step
 Each numbered notebook gets behind the title, which stands in a cell of its own: its Colab badge, then its cell
-`at-a-glance` if there is one (how long it takes, on what), then the hidden cell that sets Colab up. Links to the repository and its site get the owner's name in every
-notebook and in the site's configuration, whose sidebar lists every notebook in order.
+`at-a-glance` if there is one (how long it takes, on what), then the hidden cell that sets Colab up. Links to the
+repository and its site get the owner's name in every notebook and in the site's configuration, whose sidebar lists
+every notebook in order.
 """
 import argparse
 import re

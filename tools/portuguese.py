@@ -1,7 +1,7 @@
 """Keep the pages in Portuguese in step with the English ones.
 
 Usage: python tools/portuguese.py             code and outputs from the English page; lists what has to be translated
-       python tools/portuguese.py --done      the same, and takes the Portuguese prose for a translation of today's English
+       python tools/portuguese.py --done      the same, and takes the Portuguese prose for a translation of the English
        python tools/portuguese.py --check     changes nothing; fails when a page is out of step
 Cells belong together by their ids. Code, stored outputs and the head come from the English page and run in nobody's
 tests twice: each code cell gets `eval: false`. Prose is written by people. A comment at its end names the English text

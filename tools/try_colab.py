@@ -1,14 +1,16 @@
 """Run the notebooks as a person in Colab does: open, run all, open the next. Each in a new machine, not the checkout.
 
 Usage: python tools/try_colab.py [--python ENV/bin/python] [--only 01 02 ...]
-Helper notebooks, whose number has a letter, are left to nbdev_test. A machine is an empty /content, an empty home and a copy of an environment that stands for what Colab brings along, by
-default the one that runs this. Every cell runs, whatever its flags, and the set-up cell as it stands: git is told to
-find an owner's repository in a copy of this checkout (uncommitted changes included), so the clone is real, and so is
-the wheel that pip builds of it and installs. Of `google.colab` there is a stand-in: kernel and shell by those
-names, and `drive.mount`, which shows a folder that outlives the machines. An old torchao lies about, as in Colab.
+Helper notebooks, whose number has a letter, are left to nbdev_test. A machine is an empty /content, an empty home and a
+copy of an environment that stands for what Colab brings along, by default the one that runs this. Every cell runs,
+whatever its flags, and the set-up cell as it stands: git is told to find an owner's repository in a copy of this
+checkout (uncommitted changes included), so the clone is real, and so is the wheel that pip builds of it and installs.
+Of `google.colab` there is a stand-in: kernel and shell by those names, and `drive.mount`, which shows a folder that
+outlives the machines. An old torchao lies about, as in Colab.
 The stages run in order, each in its machine, with Drive mounted by the box in the set-up cell; the other notebooks run
-alone, without Drive and from a fork, and so does the demo, which needs all stages. Fails on an exception, a warning or a traceback, on files written outside
-the workspace, and unless the demo ends up shown inline, by Colab's proxy, not public, and answering.
+alone, without Drive and from a fork, and so does the demo, which needs all stages. Fails on an exception, a warning or
+a traceback, on files written outside the workspace, and unless the demo ends up shown inline, by Colab's proxy, not
+public, and answering.
 A /content of each machine's own takes root and `unshare`; without them Drive is left out, and that is said.
 """
 import argparse
@@ -32,7 +34,8 @@ from nbdev.config import get_config
 
 BOX, FORK = "keep_on_drive", "a-fork"
 STAGES = ("01", "02", "03", "04", "06")  # the notebooks that write to the workspace
-SET_UP = {"colab.txt", "amazon_ft_source", "bench", "products.txt", ".hypothesis"}  # beside the workspace, from the set-up and a test
+# beside the workspace, from the set-up and a test
+SET_UP = {"colab.txt", "amazon_ft_source", "bench", "products.txt", ".hypothesis"}
 NOISE = re.compile(r"Traceback|\w*Warning: ")
 PROVIDED = ("ipykernel", "ipywidgets", "setuptools")  # by Colab, beside what the package needs
 STAND_IN = {

@@ -71,18 +71,21 @@ DAMAGED = [
     ("ws/.described.csv.parts/0.json", "described", "generate"),
 ]
 VARIANTS = dict(emptied=lambda content: b"", cut=lambda content: content[:len(content) // 2],
-                flipped=lambda content: content[:(i := len(content) // 2)] + bytes([content[i] ^ 1] if content else b"x") + content[i + 1:])
+                flipped=lambda content: (content[:(i := len(content) // 2)]
+                                         + bytes([content[i] ^ 1] if content else b"x") + content[i + 1:]))
 
 BAD = dict(
-    prepare="n_train -2|n_valid -1|n_test -1|max_bad nan|max_bad 1.5|max_bad -.1|seed -1|seed 4294967296|encoding undefined"
-            "|encoding klingon|encoding base64|source nowhere.csv|source .|source https://example.org/catalogue.csv|"
-            "title_column content|title_column nowhere|n_train many|source empty.csv|source latin.csv|source utf16.csv",
+    prepare="n_train -2|n_valid -1|n_test -1|max_bad nan|max_bad 1.5|max_bad -.1|seed -1|seed 4294967296|"
+            "encoding undefined|encoding klingon|encoding base64|source nowhere.csv|source .|"
+            "source https://example.org/catalogue.csv|title_column content|title_column nowhere|n_train many|"
+            "source empty.csv|source latin.csv|source utf16.csv",
     train="max_steps 0|max_steps -1|epochs 0|epochs -1|epochs nan|learning_rate 0|learning_rate -1|learning_rate nan|"
           "learning_rate inf|batch_size 0|max_length -5|max_length 0|max_length 7|rank 0|alpha 0|dropout nan|dropout 1|"
-          "dropout -.1|save_steps -1|seed -1|seed 4294967296|report_to os|report_to nonsense|precision int8|base nowhere/at/all|"
-          "base .|base torn|base unparsed|base untemplated|base unknown|base greedy",
+          "dropout -.1|save_steps -1|seed -1|seed 4294967296|report_to os|report_to nonsense|precision int8|"
+          "base nowhere/at/all|base .|base torn|base unparsed|base untemplated|base unknown|base greedy",
     merge="base nowhere/at/all|base .|root nowhere|root rows.json|decoding beams",
-    eval="k 0|k -1|max_new_tokens 0|batch_size 0|batch_size -1|seed -1|seed 4294967296|base nowhere/at/all|root nowhere",
+    eval="k 0|k -1|max_new_tokens 0|batch_size 0|batch_size -1|seed -1|seed 4294967296|base nowhere/at/all|"
+         "root nowhere",
     generate="max_new_tokens 0|max_new_tokens -1|out .|out rows.json/described.csv|source nowhere.csv|source .|"
              "source https://example.org/catalogue.csv|title_column nowhere|encoding undefined|source empty.csv|"
              "source latin.csv|root nowhere|title_column generated_description",
@@ -306,15 +309,19 @@ def disturbed(kept: dict, shots: list) -> list:  # Triples of kind, name and fun
         cases += [("full", f"{name}, files up to {limit} bytes",
                    partial(full, kept, wanted, start, name, limit)) for limit in (0, 3000, 200_000)]
         for kind, error in (("full", errno.ENOSPC), ("full", errno.EACCES), ("ctrl-c", signal.SIGINT)):
+            moments = sorted({writes[1], writes[len(writes) // 2], writes[-1]})[:1 if error == errno.EACCES else 3]
             cases += [(kind, f"{name}, {error!r} at event {at}", partial(failing, kept, wanted, start, name, at, error))
-                      for at in sorted({writes[1], writes[len(writes) // 2], writes[-1]})[:1 if error == errno.EACCES else 3]]
+                      for at in moments]
         for bad in BAD[name].split("|"):
+            option, value = bad.split()
             cases.append(("arguments", f"{name} --{bad}", partial(
-                impossible, kept, order[name], f"{STAGES[name]} --{bad}".split(), ("--" + bad.split()[0], bad.split()[1].split("/")[0]))))
+                impossible, kept, order[name], [*STAGES[name].split(), f"--{option}", value],
+                (f"--{option}", value.split("/")[0]))))
     cases += [("arguments", f"demo --{bad}", partial(impossible, kept, "eval", f"{DEMO} --{bad}".split(), ()))
               for bad in BAD["demo"].split("|") if "eval" in kept]
     cases += [("arguments", f"{name}, not UTF-8", partial(
-        impossible, kept, order[name], [*STAGES[name].split(), "--root", "caf\udce9"], ())) for name in STAGES if name in kept]
+        impossible, kept, order[name], [*STAGES[name].split(), "--root", "caf\udce9"], ()))
+        for name in STAGES if name in kept]
     cases += [("locks", f"{name} waits", partial(waits, kept, wanted, order[name], name)) for name in list(STAGES)[:4]
               if name in kept]
     if "generate" in kept:
@@ -327,7 +334,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="a regular expression for `KIND: NAME` of the checks to make")
     parser.add_argument("--one_in", type=int, default=1, help="make every N-th check of a kind (default: every one)")
-    parser.add_argument("--keep", type=Path, help="folder for rehearsal and results (default: a temporary one, removed)")
+    parser.add_argument("--keep", type=Path,
+                        help="folder for rehearsal and results (default: a temporary one, removed)")
     args = parser.parse_args()
     memory = Path(os.sep, "dev", "shm")  # syncing to a real disk takes half of the time
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOM

@@ -112,7 +112,8 @@ class Answer(Uploads, BaseHTTPRequestHandler):
         "What a commit holds."
         sizes = [dict(type="file", path=name, size=len(data), oid=etag(data)) for name, data in files.items()]
         siblings = [{"rfilename": name} for name in files]
-        info = dict(id=repo, modelId=repo, sha=commit, private=repo in self.server.private, tags=[], downloads=0, siblings=siblings)
+        info = dict(id=repo, modelId=repo, sha=commit, private=repo in self.server.private, tags=[], downloads=0,
+                    siblings=siblings)
         self.send(200, json.dumps(sizes if tree else info).encode(), Content_Type="application/json")
 
     def content(self, commit: str, data: bytes, cut: bool):
@@ -324,7 +325,8 @@ def faults(
     custom = changed(good, "config.json", model_type="own", architectures=["Own"], auto_map=auto_map)
     custom = changed(custom, "tokenizer_config.json", auto_map=auto_map, tokenizer_class="OwnTokenizer")
     hidden = changed(good, "config.json", auto_map=auto_map)
-    pickled = {k: v for k, v in good.items() if "safetensors" not in k} | {"pytorch_model.bin": pickle.dumps(Harm(harm))}
+    pickled = {k: v for k, v in good.items() if "safetensors" not in k}
+    pickled["pytorch_model.bin"] = pickle.dumps(Harm(harm))
     hub.push("gated/login", good)
     hub.push("gated/list", good)
     hub.push("down/down", good)
