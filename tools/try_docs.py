@@ -145,7 +145,8 @@ def main() -> int:
                     strange.clear()
                     if args.shots:
                         args.shots.mkdir(parents=True, exist_ok=True)
-                        page.screenshot(path=args.shots / f"{Path(name).stem}_{screen}_{scheme}.png", full_page=True)
+                        page.screenshot(path=args.shots / f"{Path(name).stem}_{screen}_{scheme}.png", full_page=True,
+                                        timeout=300_000)  # milliseconds: a long page, and perhaps a slow machine
                 context.close()
         browser.close()
     server.shutdown()
