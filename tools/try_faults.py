@@ -12,6 +12,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -173,13 +174,13 @@ def rehearse(work: Path) -> tuple:  # Name of a state to its folder, and pairs o
 
 def votes(folder: Path):
     "Some votes on the evaluated texts, cast in a process of its own."
-    from amazon_ft import jury
     (examples,) = folder.glob("outputs/examples_*.jsonl")
-    if not (pid := os.fork()):
-        for pair in jury.rating_pairs(examples):
-            jury.vote(examples, "ann", pair, "tuned")
-        os._exit(0)
-    os.waitpid(pid, 0)
+    cast = """import sys
+from pathlib import Path
+from amazon_ft.jury import rating_pairs, vote
+for pair in rating_pairs(examples := Path(sys.argv[1])):
+    vote(examples, "ann", pair, "tuned")"""
+    subprocess.run([sys.executable, "-c", cast, examples], cwd=Path(__file__).parent.parent, check=True)
 
 
 def ends_alike(folder: Path, command: str, wanted: dict) -> list:
