@@ -8,9 +8,9 @@ __all__ = ['NAMES', 'TABLES', 'results_table', 'conclusions', 'plot_evaluation',
 
 # %% ../nbs/03c_report.ipynb #report-imports
 import json
-import os
 import re
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from textwrap import shorten, wrap
 
@@ -250,7 +250,7 @@ def model_card(
     return signed(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{purpose}\n\n{text}")), metrics["k"])
 
 # %% ../nbs/03c_report.ipynb #51069f4b
-def _write_card(where, metrics, text, figure, plots):
+def _write_card(where, metrics, text, picture, plots):
     "Write the model card, unless the folder has one from more titles or of the user's own; returns which, in words."
     card = where.merged / "README.md"
     known = card_titles(card)
@@ -258,16 +258,9 @@ def _write_card(where, metrics, text, figure, plots):
         return "was written or edited by hand and stays"
     if known > metrics["k"]:
         return f"is from {known} titles and stays"
-    _save(figure, card.with_name("evaluation.png"))
+    atomic_write(card.with_name("evaluation.png"), picture)
     atomic_write(card, model_card(metrics, text.replace(plots.name, "evaluation.png")))
     return "model card updated with this report"
-
-# %% ../nbs/03c_report.ipynb #51069f4b-2
-def _save(figure, path):
-    "Write a picture whole or not at all."
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=100)
-    os.replace(partial, path)
 
 # %% ../nbs/03c_report.ipynb #6e3110a3
 def beside(
@@ -301,11 +294,12 @@ def write_results(
     n_improved, examples = _side_by_side(where, metrics, table), beside(where, "examples", ".jsonl")
     atomic_write(examples, table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15))
     metrics["preference"] = win_rate(examples)
-    figure, plots = plot_evaluation(metrics, table), beside(where, "plots", ".png")
-    _save(figure, plots)
+    plots, picture = beside(where, "plots", ".png"), BytesIO()
+    plot_evaluation(metrics, table).savefig(picture, format="png", dpi=100)
+    atomic_write(plots, picture.getvalue())
     text = report(metrics, table, plots.name)
     atomic_write(beside(where, "report", ".md"), f"# {where.merged.name}, {metrics['k']} held-out titles\n\n{text}")
-    fate = _write_card(where, metrics, text, figure, plots)
+    fate = _write_card(where, metrics, text, picture.getvalue(), plots)
     atomic_write(where.metrics, json.dumps(metrics, indent=2) + "\n")
     print(f"evaluate: {metrics['k']} held-out titles, mean F-measure and 95 % interval")
     print(results_table(metrics).to_string())
