@@ -10,7 +10,6 @@ __all__ = ['NAMES', 'TABLES', 'results_table', 'conclusions', 'plot_evaluation',
 import json
 import re
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from textwrap import shorten, wrap
 
@@ -250,7 +249,7 @@ def model_card(
     return signed(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{purpose}\n\n{text}")), metrics["k"])
 
 # %% ../nbs/03c_report.ipynb #51069f4b
-def _write_card(where, metrics, text, picture, plots):
+def _write_card(where, metrics, text, plots):
     "Write the model card, unless the folder has one from more titles or of the user's own; returns which, in words."
     card = where.merged / "README.md"
     known = card_titles(card)
@@ -258,7 +257,7 @@ def _write_card(where, metrics, text, picture, plots):
         return "was written or edited by hand and stays"
     if known > metrics["k"]:
         return f"is from {known} titles and stays"
-    atomic_write(card.with_name("evaluation.png"), picture)
+    atomic_write(card.with_name("evaluation.png"), plots.read_bytes())
     atomic_write(card, model_card(metrics, text.replace(plots.name, "evaluation.png")))
     return "model card updated with this report"
 
@@ -294,12 +293,11 @@ def write_results(
     n_improved, examples = _side_by_side(where, metrics, table), beside(where, "examples", ".jsonl")
     atomic_write(examples, table.to_json(orient="records", lines=True, force_ascii=False, double_precision=15))
     metrics["preference"] = win_rate(examples)
-    plots, picture = beside(where, "plots", ".png"), BytesIO()
-    plot_evaluation(metrics, table).savefig(picture, format="png", dpi=100)
-    atomic_write(plots, picture.getvalue())
+    plots = beside(where, "plots", ".png")
+    write_figure(plots, plot_evaluation(metrics, table))
     text = report(metrics, table, plots.name)
     atomic_write(beside(where, "report", ".md"), f"# {where.merged.name}, {metrics['k']} held-out titles\n\n{text}")
-    fate = _write_card(where, metrics, text, picture.getvalue(), plots)
+    fate = _write_card(where, metrics, text, plots)
     atomic_write(where.metrics, json.dumps(metrics, indent=2) + "\n")
     print(f"evaluate: {metrics['k']} held-out titles, mean F-measure and 95 % interval")
     print(results_table(metrics).to_string())

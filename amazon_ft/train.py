@@ -195,7 +195,7 @@ def _write_log(run, history):
     atomic_write(run / "log.csv", log.dropna(thresh=2).to_csv(index=False))
     figure = Figure(figsize=(6, 3), layout="constrained")
     plot_loss(log, figure.subplots())
-    figure.savefig(run / "loss.png", dpi=120)
+    write_figure(run / "loss.png", figure, dpi=120)
     return log
 
 # %% ../nbs/02_sft_qLoRA_tinyllama.ipynb #a0ea5650

@@ -26,7 +26,7 @@ os.environ |= dict(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_O
 
 from faults_inputs import ADVERSARIAL, TEMPLATES, bounded, mutated, typed
 from faults_page import forged
-from faults_harness import KNOWN, differences, in_parallel, load, manners, raising, run, states, tree
+from faults_harness import CHECKOUT, KNOWN, differences, in_parallel, load, manners, raising, run, states, tree
 
 ROWS, TITLES = 90, 6
 ROOM = 4 << 30  # bytes that the states take at most
@@ -180,7 +180,7 @@ from pathlib import Path
 from amazon_ft.jury import rating_pairs, vote
 for pair in rating_pairs(examples := Path(sys.argv[1])):
     vote(examples, "ann", pair, "tuned")"""
-    subprocess.run([sys.executable, "-c", cast, examples], cwd=Path(__file__).parent.parent, check=True)
+    subprocess.run([sys.executable, "-c", cast, examples], cwd=CHECKOUT, check=True)
 
 
 def ends_alike(folder: Path, command: str, wanted: dict) -> list:
